@@ -1,0 +1,1 @@
+"""What leaves the house: the exported SavedModel, its signatures, and scoring with it."""

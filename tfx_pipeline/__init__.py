@@ -1,0 +1,1 @@
+"""When and in which order: the TFX pipeline, its components, evaluation and runners."""

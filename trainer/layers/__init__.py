@@ -1,0 +1,1 @@
+"""Keras 3 layers, one public class a file."""

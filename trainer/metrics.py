@@ -1,0 +1,308 @@
+"""Exact ranking metrics in numpy: the same numbers in training, in the evaluation and in the gates.
+
+Rows are candidates: a label (0 or 1), a score and the group (the request) they belong to. Weights are masks: a row of
+weight 0 has no label and is dropped, every other row counts once. A metric that is undefined on the rows is NaN, and
+so is every metric of labels or scores that are not finite: a broken model never gets a number that looks fine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+PROBABILITY_FLOOR = 1e-7
+"""Probabilities are clipped to [floor, 1 - floor] before a logarithm is taken."""
+
+_NDCG = re.compile(r"ndcg@([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled candidates as columns, what every metric is computed from.
+
+    Args:
+        labels: array of shape [rows]. 1 is a positive.
+        scores: array of shape [rows]. Probabilities.
+        groups: array of shape [rows]. What names the request of each row; any sortable type.
+    """
+
+    labels: Array
+    scores: Array
+    groups: Array
+
+    @classmethod
+    def observed(cls, labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None) -> Rows:
+        """The rows that have a label: those of weight 0 are dropped, and any shape becomes one column.
+
+        Args:
+            labels: array.
+            scores: array of as many values.
+            groups: array of as many values.
+            weights: array of as many values, or None. 0 where the label is missing.
+
+        Returns:
+            The rows.
+        """
+        return cls(*_observed(weights, labels, scores, groups))
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Rows]) -> Rows:
+        """All rows of some parts, in their order; at least one part is needed."""
+        columns = zip(*((part.labels, part.scores, part.groups) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+# === Ranking ===
+
+
+def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Area under the ROC curve: how often a positive is scored above a negative, a tie counting half.
+
+    Args:
+        labels: array of 0 and 1.
+        scores: array of as many values.
+        weights: array of as many values, or None. Rows of weight 0 are dropped.
+
+    Returns:
+        The AUC, or NaN when positives or negatives are missing.
+    """
+    labels, scores = _observed(weights, labels, scores)
+    if not _usable(labels, scores):
+        return np.nan
+    by_group = _auc_by_group(labels, scores, np.zeros(len(labels), np.int8))
+    return float(by_group.values[0])
+
+
+def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The AUC inside groups, averaged with the number of their rows (impressions) as weight.
+
+    Groups of one class have no AUC and are skipped; `one_class_groups` counts them.
+
+    Args:
+        labels: array of 0 and 1.
+        scores: array of as many values.
+        groups: array of as many values. The request of each row.
+        weights: array of as many values, or None. Rows of weight 0 are dropped.
+
+    Returns:
+        The mean, or NaN when no group holds both classes.
+    """
+    labels, scores, groups = _observed(weights, labels, scores, groups)
+    if not _usable(labels, scores):
+        return np.nan
+    by_group = _auc_by_group(labels, scores, groups)
+    defined = ~np.isnan(by_group.values)
+    return float(np.average(by_group.values[defined], weights=by_group.sizes[defined])) if defined.any() else np.nan
+
+
+def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weights: ArrayLike | None = None) -> float:
+    """Normalised discounted cumulative gain at k, averaged over groups; all-negative groups are skipped.
+
+    The gain is the label and the discount is logarithmic. Candidates with equal scores get the expected gain over all
+    their orders, so that a model which scores everything alike is not rewarded for the order of the log.
+
+    Args:
+        labels: array of 0 and 1.
+        scores: array of as many values.
+        groups: array of as many values. The request of each row.
+        k: int. Only the first k places count.
+        weights: array of as many values, or None. Rows of weight 0 are dropped.
+
+    Returns:
+        The mean, or NaN when no group holds a positive.
+    """
+    labels, scores, groups = _observed(weights, labels, scores, groups)
+    if not _usable(labels, scores):
+        return np.nan
+    gains, layout = _sort(labels, -scores, groups)
+    places = np.arange(len(gains)) - np.repeat(layout.group_starts, layout.group_sizes)
+    discounts = np.where(places < k, 1.0 / np.log2(places + 2.0), 0.0)
+    mean_gains = np.add.reduceat(gains, layout.tie_starts) / layout.tie_sizes
+    achieved = mean_gains * np.add.reduceat(discounts, layout.tie_starts)
+    best, _ = _sort(labels, -labels, groups)
+    ideal = np.add.reduceat(best * discounts, layout.group_starts)
+    found = ideal > 0
+    return float(np.mean(layout.sum_over_ties(achieved)[found] / ideal[found])) if found.any() else np.nan
+
+
+# === Probabilities ===
+
+
+def log_loss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean binary cross entropy, of probabilities clipped by `PROBABILITY_FLOOR`; NaN without rows."""
+    labels, scores = _observed(weights, labels, scores)
+    if not _usable(labels, scores):
+        return np.nan
+    return float(np.mean(_cross_entropy(labels, scores)))
+
+
+def normalized_entropy(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The log loss over that of predicting the rows' own positive rate; NaN when all labels are equal."""
+    labels, scores = _observed(weights, labels, scores)
+    if not _usable(labels, scores) or np.ptp(labels) == 0:
+        return np.nan
+    return float(np.mean(_cross_entropy(labels, scores)) / _cross_entropy(labels.mean(), labels.mean()))
+
+
+def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The mean prediction over the mean label; NaN without positives."""
+    labels, scores = _observed(weights, labels, scores)
+    if not _usable(labels, scores) or labels.sum() == 0:
+        return np.nan
+    return float(scores.mean() / labels.mean())
+
+
+# === Counts ===
+
+
+def positive_count(labels: ArrayLike, weights: ArrayLike | None = None) -> int:
+    """The number of positives."""
+    (labels,) = _observed(weights, labels)
+    return int(np.count_nonzero(_positive(labels)))
+
+
+def group_count(groups: ArrayLike, weights: ArrayLike | None = None) -> int:
+    """The number of groups that have a labelled row."""
+    (groups,) = _observed(weights, groups)
+    return len(np.unique(groups))
+
+
+def one_class_groups(labels: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> int:
+    """The number of groups without a positive or without a negative: those that GAUC skips."""
+    labels, groups = _observed(weights, labels, groups)
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    positives = np.bincount(group, _positive(labels), len(sizes))
+    return int(np.count_nonzero((positives == 0) | (positives == sizes)))
+
+
+# === By name ===
+
+_BY_NAME: dict[str, Callable[[Rows], float]] = {
+    "auc": lambda rows: auc(rows.labels, rows.scores),
+    "gauc": lambda rows: gauc(rows.labels, rows.scores, rows.groups),
+    "log_loss": lambda rows: log_loss(rows.labels, rows.scores),
+    "normalized_entropy": lambda rows: normalized_entropy(rows.labels, rows.scores),
+    "calibration": lambda rows: calibration(rows.labels, rows.scores),
+    "example_count": lambda rows: float(len(rows)),
+    "positive_count": lambda rows: float(positive_count(rows.labels)),
+    "group_count": lambda rows: float(group_count(rows.groups)),
+    "one_class_groups": lambda rows: float(one_class_groups(rows.labels, rows.groups)),
+}
+
+
+def compute(metric: str, rows: Rows) -> float:
+    """A metric by the name that the spec gives it.
+
+    Args:
+        metric: str. `auc`, `gauc`, `ndcg@k`, `normalized_entropy`, `calibration`, `log_loss`, `example_count`,
+            `positive_count`, `group_count` or `one_class_groups`.
+        rows: Rows.
+
+    Returns:
+        The value, NaN when it is undefined.
+
+    Raises:
+        ValueError: when no metric has that name.
+    """
+    at_k = _NDCG.fullmatch(metric)
+    if at_k:
+        return ndcg(rows.labels, rows.scores, rows.groups, int(at_k[1]))
+    if metric not in _BY_NAME:
+        raise ValueError(
+            f"the name of a metric is expected. Received: `{metric}`. Known: ndcg@k, {', '.join(_BY_NAME)}."
+        )
+    return _BY_NAME[metric](rows)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of the metric is a better model."""
+    return metric not in ("log_loss", "normalized_entropy")
+
+
+def best_value(metric: str) -> float:
+    """The value of a perfect model."""
+    return 1.0 if higher_is_better(metric) else 0.0
+
+
+# === Segments of sorted rows ===
+
+
+class _Layout(NamedTuple):
+    """Where groups, and ties inside them, lie in sorted rows: [groups] and [ties] arrays."""
+
+    group_starts: Array
+    group_sizes: Array
+    tie_starts: Array
+    tie_sizes: Array
+    first_ties: Array
+
+    def sum_over_ties(self, values: Array) -> Array:
+        """Sums of [ties] by group."""
+        return np.add.reduceat(values, self.first_ties)
+
+
+class _ByGroup(NamedTuple):
+    values: Array
+    sizes: Array
+
+
+def _sort(values: Array, keys: Array, groups: Array) -> tuple[Array, _Layout]:
+    """Sorts rows by group and key: returns the values (as float64) and where equal groups and keys lie."""
+    order = np.lexsort((keys, groups))
+    keys, groups = keys[order], groups[order]
+    new_group = np.append(True, groups[1:] != groups[:-1])
+    new_tie = new_group | np.append(True, keys[1:] != keys[:-1])
+    group_starts, tie_starts = np.flatnonzero(new_group), np.flatnonzero(new_tie)
+    layout = _Layout(
+        group_starts,
+        np.diff(group_starts, append=len(order)),
+        tie_starts,
+        np.diff(tie_starts, append=len(order)),
+        np.flatnonzero(new_group[tie_starts]),
+    )
+    return values[order].astype(np.float64), layout
+
+
+def _auc_by_group(labels: Array, scores: Array, groups: Array) -> _ByGroup:
+    """The AUC of each group from the rank sum of its positives; NaN where a class is missing."""
+    positive, layout = _sort(_positive(labels), scores, groups)
+    ties_in_group = np.diff(layout.first_ties, append=len(layout.tie_starts))
+    before = layout.tie_starts - np.repeat(layout.group_starts, ties_in_group)
+    ranks = before + (layout.tie_sizes + 1) / 2
+    in_tie = np.add.reduceat(positive, layout.tie_starts)
+    positives, rank_sums = layout.sum_over_ties(in_tie), layout.sum_over_ties(in_tie * ranks)
+    pairs = positives * (layout.group_sizes - positives)
+    won = rank_sums - positives * (positives + 1) / 2
+    values = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return _ByGroup(values, layout.group_sizes)
+
+
+def _observed(weights: ArrayLike | None, *columns: ArrayLike) -> tuple[Array, ...]:
+    flat = tuple(np.asarray(column).ravel() for column in columns)
+    if weights is None:
+        return flat
+    kept = np.asarray(weights).ravel() > 0
+    return tuple(column[kept] for column in flat)
+
+
+def _usable(labels: Array, scores: Array) -> bool:
+    return bool(len(labels)) and bool(np.isfinite(labels).all()) and bool(np.isfinite(scores).all())
+
+
+def _positive(labels: Array) -> Array:
+    return labels > 0.5
+
+
+def _cross_entropy(labels: Array, probabilities: Array) -> Array:
+    clipped = np.clip(np.asarray(probabilities, np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))

@@ -1,0 +1,67 @@
+"""Models by name: what `model:` in a spec may say."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from transform.columns import ModelInputs
+from transform.errors import SpecError
+from transform.spec_sections import Model
+
+if TYPE_CHECKING:
+    from trainer.models.base import RankingModel
+
+_MODELS: dict[str, type[RankingModel]] = {}
+
+
+def register_model(name: str) -> Callable[[type[RankingModel]], type[RankingModel]]:
+    """Class decorator that makes a model known under a name."""
+
+    def register(cls: type[RankingModel]) -> type[RankingModel]:
+        _MODELS[name] = cls
+        return cls
+
+    return register
+
+
+def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
+    """The model that a spec asks for, with its variables created.
+
+    Args:
+        model: Model. The spec's `model` section.
+        inputs: ModelInputs.
+
+    Returns:
+        A model.
+
+    Raises:
+        SpecError: when there is no model of that name, or a setting is unknown or out of range.
+    """
+    cls = find_model(model)
+    try:
+        built = cls(inputs, **model.settings)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"model: {error}") from error
+    built.create_variables()
+    return built
+
+
+def find_model(model: Model) -> type[RankingModel]:
+    """The class that a spec asks for; raises a SpecError for an unknown name or setting."""
+    for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
+        importlib.import_module(f"trainer.models.{module.name}")
+    if model.name not in _MODELS:
+        raise SpecError(f"model.name: one of {', '.join(sorted(_MODELS))} is expected. Received: `{model.name}`.")
+    cls = _MODELS[model.name]
+    known = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "inputs", "kwargs")]
+    for name in model.settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            cure = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+            raise SpecError(f"model.{name}: a setting of `{model.name}` is expected. Received: `{name}`. {cure}")
+    return cls

@@ -1,0 +1,1 @@
+"""What the data is: the ranking spec, request examples, and the preprocessing derived from them."""

@@ -1,0 +1,51 @@
+"""The two mistakes a user can make, each with its cure in the text."""
+
+from __future__ import annotations
+
+import re
+
+
+class UserError(Exception):
+    """A mistake in what the user brought; its text says where, what was expected, what came and the cure."""
+
+
+class SpecError(UserError):
+    """The YAML file that describes the ranking problem is wrong."""
+
+
+class DataError(UserError):
+    """The data do not fit the spec."""
+
+
+class PipelineError(UserError):
+    """A pipeline was asked for something that it can't do with what it was given."""
+
+
+_IN_TRACE = re.compile(r"(?:SpecError|DataError|PipelineError): (?P<text>.*?)(?: \[while running|\n\S|\Z)", re.DOTALL)
+
+
+def find_user_error(error: BaseException) -> str | None:
+    """The text of the user's mistake behind `error`, or None when there is none.
+
+    Beam and TFX hand on an exception of a worker as text inside one of their own, so the chain of causes is
+    searched first and the texts after it.
+
+    Args:
+        error: BaseException. What was caught.
+
+    Returns:
+        The message that the user should read, or None.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link).split(" [while running")[0]
+    for link in chain:
+        found = _IN_TRACE.findall(str(link))
+        if found:
+            return found[-1].strip()
+    return None

@@ -1,0 +1,204 @@
+"""The Beam transform from an impression log to request examples. Runs on any Beam runner."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import tensorflow as tf
+
+from transform import examples
+from transform.errors import DataError
+from transform.requests import RequestBuilder, parse_time
+from transform.sources import Sources, resolve_sources
+from transform.spec import RankingSpec
+from transform.tables import Row, read_rows
+
+SPLITS = ("train", "eval", "test")
+COUNTS = "counts"
+
+
+class RequestExamples(beam.PTransform):
+    """Impression log, user table, item table and past -> serialized request examples by split.
+
+    Rows are grouped by user, so that every request's histories are built from that user's earlier rows alone. The item
+    table travels as a side input: the columns in use should fit a worker's memory.
+
+    Args:
+        spec: RankingSpec.
+        data_dir: str. The folder that the spec's paths are relative to.
+        labels: str. `"required"`, or `"optional"` for a log that is only to be scored. Defaults to `"required"`.
+
+    Returns (of the transform):
+        dict. A PCollection of bytes by split, and under `"counts"` one dict of what was read, dropped and written.
+
+    Raises:
+        DataError: at construction when a file or a column is missing; in the run when a value can't be used.
+    """
+
+    def __init__(self, spec: RankingSpec, data_dir: str, labels: str = "required"):
+        super().__init__()
+        self._spec = spec
+        self._sources = resolve_sources(spec, data_dir, labels)
+
+    def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
+        """Builds the graph."""
+        spec, sources = self._spec, self._sources
+        read = (
+            pipeline
+            | "LogFiles" >> beam.Create(sources.files["log"])
+            | "ReadLog" >> beam.ParDo(_ReadLog(spec, sources)).with_outputs(COUNTS, main="rows")
+        )
+        log, read_counts = read["rows"], read[COUNTS]
+        grouped = {"log": log}
+        if spec.user_key:
+            for name in ("user", "past"):
+                grouped[name] = _read_table(pipeline, name, sources)
+            if spec.request.id:
+                _check_one_user_a_request(log, spec, sources)
+        items = (
+            _read_table(pipeline, "item", sources) | "OneRowAnItem" >> beam.GroupByKey() | beam.MapTuple(_single_row)
+        )
+        built = (
+            grouped
+            | "GroupByUser" >> beam.CoGroupByKey()
+            | "BuildRequests"
+            >> beam.ParDo(_BuildRequests(spec, sources), items=beam.pvalue.AsDict(items)).with_outputs(*SPLITS, COUNTS)
+        )
+        counts = (
+            (read_counts, built[COUNTS])
+            | beam.Flatten()
+            | "SumCounts" >> beam.CombinePerKey(sum)
+            | "AllCounts" >> beam.combiners.ToDict()
+        )
+        return {**{split: built[split] for split in SPLITS}, COUNTS: counts}
+
+
+class WriteCounts(beam.PTransform):
+    """Writes the counts of `RequestExamples` as one JSON file.
+
+    Args:
+        path: str. The file.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = path
+
+    def expand(self, counts: beam.PCollection) -> beam.PCollection:
+        """Builds the graph."""
+        return counts | beam.Map(_write_json, self._path)
+
+
+def _write_json(content: dict[str, int], path: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(json.dumps(content, indent=1, sort_keys=True))
+
+
+class _ReadLog(beam.DoFn):
+    """Reads log files into (user or request, row), and counts rows that came out of order."""
+
+    def __init__(self, spec: RankingSpec, sources: Sources):
+        columns = sources.columns["log"]
+        self._columns = columns
+        keys = (spec.user_key,) if spec.user_key else spec.request.key_columns
+        self._keys = [columns.index(key) for key in keys]
+        self._time, self._time_column = columns.index(spec.request.time), spec.request.time
+        self._split = columns.index(spec.split.by)
+
+    def process(self, path: str) -> Iterator[Any]:
+        counts: Counter[str] = Counter()
+        newest, newest_split = 0, ""
+        for row in read_rows(path, self._columns):
+            time = parse_time(row.values[self._time], row.origin, self._time_column)
+            split = row.values[self._split]
+            counts["out_of_order_rows"] += time < newest
+            counts["late_rows"] += time < newest and split != newest_split
+            if time >= newest:
+                newest, newest_split = time, split
+            yield "|".join(row.values[key] for key in self._keys), tuple(row)
+        for name, count in counts.items():
+            yield beam.pvalue.TaggedOutput(COUNTS, (name, int(count)))
+
+
+def _read_table(pipeline: beam.Pipeline, name: str, sources: Sources) -> beam.PCollection:
+    """A side table as (key, (origin, values)); the key is the first column."""
+    return (
+        pipeline
+        | f"Files[{name}]" >> beam.Create(list(sources.files[name]))
+        | f"Read[{name}]"
+        >> beam.FlatMap(
+            lambda path: ((row.values[0], (row.origin, row.values)) for row in read_rows(path, sources.columns[name]))
+        )
+    )
+
+
+def _single_row(key: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]]:
+    """The one row of a key; rows that differ for one key are an error."""
+    first, *others = sorted(rows)
+    for origin, values in others:
+        if tuple(values) != tuple(first[1]):
+            raise DataError(
+                f"{origin}: one row a key is expected. Received: key `{key}` again with other values (first {first[0]}). "
+                "Keep the row that is right."
+            )
+    return key, first[1]
+
+
+def _check_one_user_a_request(log: beam.PCollection, spec: RankingSpec, sources: Sources) -> None:
+    """A request id that two users share would silently become two requests: refuse it."""
+    place = sources.columns["log"].index(spec.request.id)
+
+    def single_user(request: str, users: Iterable[str]) -> None:
+        distinct = sorted(set(users))
+        if len(distinct) > 1:
+            raise DataError(
+                f"request `{request}`: rows of one user are expected. Received: users {', '.join(distinct[:3])}. "
+                "Make request ids unique, or group by user as well."
+            )
+
+    _ = (
+        log
+        | "RequestUser" >> beam.MapTuple(lambda user, row: (row[2][place], user))
+        | beam.Distinct()
+        | "UsersOfRequest" >> beam.GroupByKey()
+        | "OneUserARequest" >> beam.MapTuple(single_user)
+    )
+
+
+class _BuildRequests(beam.DoFn):
+    """One user's rows -> serialized requests, tagged by split."""
+
+    def __init__(self, spec: RankingSpec, sources: Sources):
+        self._spec_json = spec.to_json()
+        self._sources = sources
+
+    def setup(self) -> None:
+        self._builder = RequestBuilder(RankingSpec.parse(self._spec_json), self._sources)
+
+    def process(self, element: Any, items: dict[str, tuple[str, ...]]) -> Iterator[Any]:
+        key, grouped = element
+        rows = [Row(*row) for row in grouped["log"]]
+        if not rows:
+            return
+        counts: Counter[str] = Counter(users=1) if "user" in grouped else Counter()
+        tables: dict[str, dict[str, str] | None] = {}
+        for name in ("user", "past"):
+            found = list(grouped.get(name, ()))
+            values = _single_row(key, found)[1] if found else None
+            tables[name] = dict(zip(self._sources.columns[name], values, strict=True)) if values else None
+        if self._sources.files["user"] and tables["user"] is None:
+            counts["users_without_table_row"] += 1
+        columns = self._sources.columns["item"]
+
+        def find_item(item: str) -> dict[str, str] | None:
+            values = items.get(item)
+            return dict(zip(columns, values, strict=True)) if values else None
+
+        for split, values in self._builder.build(rows, tables["user"], tables["past"], find_item, counts):
+            yield beam.pvalue.TaggedOutput(split, examples.encode(values).SerializeToString(deterministic=True))
+        for name, count in counts.items():
+            yield beam.pvalue.TaggedOutput(COUNTS, (name, count))

@@ -1,0 +1,135 @@
+"""`preprocessing_fn` from the spec: vocabularies, scales and buckets, analysed by TensorFlow Transform.
+
+No output mixes the user, context, sequence and candidate groups, so that a signature that knows only some of them
+computes exactly their features. Analyses see the values that are there: missing ones neither enter a vocabulary nor
+move a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from transform import examples
+from transform.columns import oov_buckets, vocabularies
+from transform.spec import RankingSpec, vocabulary_name
+from transform.spec_sections import Feature
+
+QUANTILE_ERROR = 0.001
+Inputs = Mapping[str, tf.SparseTensor]
+Apply = Callable[[tf.SparseTensor], tf.SparseTensor]
+
+
+def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.SparseTensor]]:
+    """The `preprocessing_fn` of a spec.
+
+    Args:
+        spec: RankingSpec.
+
+    Returns:
+        A function from sparse raw features by key (`examples.raw_feature_spec`) to sparse transformed features by
+        key (`features.transformed_dtypes`), with labels, masks and set lengths passed through.
+    """
+
+    def preprocessing_fn(inputs: Inputs) -> dict[str, tf.SparseTensor]:
+        apply = _vocabulary_functions(spec, inputs)
+        outputs: dict[str, tf.SparseTensor] = {}
+        for group, feature in spec.feature_groups():
+            if feature.type == "numeric":
+                function = _numeric_function(feature, inputs[feature.name])
+            else:
+                function = apply[vocabulary_name(feature)]
+            outputs[feature.name] = function(inputs[feature.name])
+            for sequence in spec.sequences if group == "candidate" else ():
+                if feature.name in sequence.features:
+                    key = examples.sequence_key(sequence.name, feature.name)
+                    outputs[key] = function(inputs[key])
+        for sequence in spec.sequences:
+            for task in sequence.feedback:
+                key = examples.sequence_key(sequence.name, task)
+                outputs[key] = _map_values(_feedback_id, inputs[key])
+        passed = [examples.CANDIDATE_COUNT, *examples.target_dtypes(spec)]
+        passed += [examples.length_key(f.name) for _, f in spec.feature_groups() if f.type == "categorical_set"]
+        outputs.update({key: inputs[key] for key in passed})
+        return outputs
+
+    return preprocessing_fn
+
+
+def _map_values(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.SparseTensor) -> tf.SparseTensor:
+    """Applies a function to the values and keeps the places: a value of 0 or "" stays where it is."""
+    return tf.SparseTensor(tensor.indices, function(tensor.values), tensor.dense_shape)
+
+
+def _feedback_id(feedback: tf.Tensor) -> tf.Tensor:
+    """0 unknown, 1 no, 2 yes."""
+    return tf.where(tf.math.is_nan(feedback), tf.zeros_like(feedback, tf.int64), 1 + tf.cast(feedback > 0.5, tf.int64))
+
+
+# === Categorical ===
+
+
+def _vocabulary_functions(spec: RankingSpec, inputs: Inputs) -> dict[str, Apply]:
+    """One function from values to ids for every vocabulary, analysed on all features and sequences that share it."""
+    functions: dict[str, Apply] = {}
+    for name, shared in vocabularies(spec).items():
+        keys = [feature.name for feature in shared]
+        keys += [
+            examples.sequence_key(sequence.name, feature.name)
+            for sequence in spec.sequences
+            for feature in shared
+            if feature.name in sequence.features
+        ]
+        settings = [feature.vocabulary for feature in shared if feature.vocabulary]
+        vocabulary = tft.vocabulary(
+            tf.concat([inputs[key].values for key in keys], axis=0),
+            top_k=next((setting.top_k for setting in settings if setting.top_k), None),
+            frequency_threshold=next((setting.min_frequency for setting in settings if setting.min_frequency), None),
+            vocab_filename=name,
+        )
+        functions[name] = _lookup(vocabulary, oov_buckets(shared))
+    return functions
+
+
+def _lookup(vocabulary: object, oov: int) -> Apply:
+    def ids(values: tf.Tensor) -> tf.Tensor:
+        found = tft.apply_vocabulary(values, vocabulary, default_value=-1, num_oov_buckets=oov)
+        return tf.where(values == "", tf.zeros_like(found), found + 1)
+
+    return lambda tensor: _map_values(ids, tensor)
+
+
+# === Numeric ===
+
+
+def _numeric_function(feature: Feature, tensor: tf.SparseTensor) -> Apply:
+    """The function of a numeric feature, analysed on its own values that are not missing."""
+    if feature.transform == "identity":
+        return lambda x: _map_values(_zero_for_missing, x)
+    present = tf.boolean_mask(tensor.values, ~tf.math.is_nan(tensor.values))
+    if feature.transform == "quantiles":
+        boundaries = tft.quantiles(present, feature.buckets, QUANTILE_ERROR)
+
+        def bucket(values: tf.Tensor) -> tf.Tensor:
+            known = 1 + tft.apply_buckets(_zero_for_missing(values), boundaries)
+            return tf.where(tf.math.is_nan(values), tf.zeros_like(known), known)
+
+        return lambda x: _map_values(bucket, x)
+    scale = _signed_log if feature.transform == "log_z" else tf.identity
+    mean, variance = tft.mean(scale(present)), tft.var(scale(present))
+
+    def z_score(values: tf.Tensor) -> tf.Tensor:
+        z = tf.math.divide_no_nan(scale(values) - mean, tf.sqrt(variance))
+        return _zero_for_missing(z)  # a missing value is the mean
+
+    return lambda x: _map_values(z_score, x)
+
+
+def _signed_log(values: tf.Tensor) -> tf.Tensor:
+    return tf.sign(values) * tf.math.log1p(tf.abs(values))
+
+
+def _zero_for_missing(values: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.math.is_nan(values), tf.zeros_like(values), values)

@@ -1,0 +1,316 @@
+"""One user's log rows become requests with point-in-time histories: plain Python, no Beam.
+
+What a request knows is what was known when its first impression was made: the events of a history are strictly
+earlier than that moment, whatever the order of the rows in the log.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from transform import examples
+from transform.errors import DataError
+from transform.sources import Sources
+from transform.spec import RankingSpec
+from transform.spec_sections import Feature
+from transform.tables import Row
+
+FindItem = Callable[[str], Mapping[str, str] | None]
+MISSING = math.nan
+
+
+class Impression(NamedTuple):
+    """One row of the log, parsed."""
+
+    time: int
+    digest: bytes
+    origin: str
+    log: Mapping[str, str]
+    item: Mapping[str, str]
+    labels: dict[str, float]  # NaN where missing or unobserved
+
+
+class Event(NamedTuple):
+    """One thing that the user did earlier: values by part of a sequence. Past events are at minus infinity."""
+
+    time: float
+    values: dict[str, Any]
+
+
+class RequestBuilder:
+    """Builds the requests of one user.
+
+    Args:
+        spec: RankingSpec.
+        sources: Sources. Where columns come from.
+    """
+
+    def __init__(self, spec: RankingSpec, sources: Sources):
+        self.spec = spec
+        self.sources = sources
+        self._item_feature = spec.item_feature
+        self._candidate_feature = {feature.name: feature for feature in spec.features.candidate}
+        self._groups = {
+            "request": [f for group, f in spec.feature_groups() if group != "candidate"],
+            "candidate": list(spec.features.candidate),
+        }
+        numeric_split = isinstance(spec.split.train[0], int)
+        self._split_value: Callable[[str], Any] = int if numeric_split else str
+
+    def build(
+        self,
+        rows: Iterable[Row],
+        user: Mapping[str, str] | None,
+        past: Mapping[str, str] | None,
+        find_item: FindItem,
+        counts: Counter[str],
+    ) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+        """Groups rows into requests and gives each its candidates, histories and labels.
+
+        Args:
+            rows: iterable of Row. All log rows of one user (or of one request, when no user is known), in any order.
+            user: mapping or None. The user's row of the user table.
+            past: mapping or None. The user's row of the past.
+            find_item: callable. The item table's row of an item, or None.
+            counts: Counter. What was seen and dropped is added to it.
+
+        Yields:
+            The split's name and a request's lists by example key.
+
+        Raises:
+            DataError: when a value can't be used, or a feature of the request is not constant in it.
+        """
+        impressions = sorted(
+            (self._parse(row, find_item, counts) for row in self._distinct(rows, counts)), key=lambda i: i[:2]
+        )
+        past_end, timelines = self._timelines(impressions, past, find_item, counts)
+        requests: dict[tuple[str, ...], list[Impression]] = {}
+        for impression in impressions:
+            key = tuple(impression.log[column] for column in self.spec.request.key_columns)
+            requests.setdefault(key, []).append(impression)
+        for key, members in requests.items():
+            split = self._split(members[0])
+            if split is None:
+                counts["impressions_outside_splits"] += len(members)
+                continue
+            head = {examples.REQUEST_ID: ["|".join(key)], examples.REQUEST_TIME: [members[0].time]}
+            head.update(self._request_values(members, user))
+            head.update(self._histories(members[0].time, past_end, timelines))
+            counts[f"{split}_requests"] += 1
+            counts[f"{split}_impressions"] += len(members)
+            size = self.spec.request.max_candidates
+            counts["requests_above_max_candidates"] += len(members) > size
+            for start in range(0, len(members), size):
+                candidates = members[start : start + size]
+                yield split, {**head, **self._candidate_values(candidates), **self._targets(candidates, split, counts)}
+
+    # === Rows ===
+
+    def _distinct(self, rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+        seen: set[bytes] = set()
+        for row in rows:
+            counts["impressions_read"] += 1
+            if self.spec.data.drop_duplicates and row.digest in seen:
+                counts["duplicates_dropped"] += 1
+                continue
+            seen.add(row.digest)
+            yield row
+
+    def _parse(self, row: Row, find_item: FindItem, counts: Counter[str]) -> Impression:
+        log = dict(zip(self.sources.columns["log"], row.values, strict=True))
+        item: Mapping[str, str] | None = {}
+        if self.sources.files["item"]:
+            item = find_item(log[self.spec.item_key or ""])
+            if item is None:
+                counts["impressions_without_item_row"] += 1
+        labels = (
+            self._labels(log, row.origin) if self.sources.labelled else dict.fromkeys(self.spec.task_names, MISSING)
+        )
+        time = parse_time(log[self.spec.request.time], row.origin, self.spec.request.time)
+        return Impression(time, row.digest, row.origin, log, item or {}, labels)
+
+    def _labels(self, log: Mapping[str, str], origin: str) -> dict[str, float]:
+        labels = {task.name: _parse_label(log[task.label], origin, task.label) for task in self.spec.tasks}
+        parents = {task.name: task.observed_when for task in self.spec.tasks}
+
+        def observed(task: str) -> bool:
+            parent = parents[task]
+            return parent is None or (labels[parent] == 1.0 and observed(parent))
+
+        return {task: label if observed(task) else MISSING for task, label in labels.items()}
+
+    def _split(self, first: Impression) -> str | None:
+        column = self.spec.split.by
+        try:
+            value = self._split_value(first.log[column])
+        except ValueError:
+            raise DataError(
+                f"{first.origin}: a whole number is expected in `{column}`, as the bounds in `split` are numbers. "
+                f"Received: `{first.log[column]}`. Quote the bounds in the spec, or correct the column."
+            ) from None
+        for name, (start, end) in self.spec.split.ranges().items():
+            if start <= value <= end:
+                return name
+        return None
+
+    # === Histories ===
+
+    def _timelines(
+        self, impressions: list[Impression], past: Mapping[str, str] | None, find_item: FindItem, counts: Counter[str]
+    ) -> tuple[float, dict[str, list[Event]]]:
+        """Every sequence's events in time order, and the time up to which the past speaks."""
+        spec, past_spec = self.spec, self.spec.data.past
+        past_end = -math.inf
+        timelines: dict[str, list[Event]] = {sequence.name: [] for sequence in spec.sequences}
+        if past and past_spec:
+            if past_spec.time:
+                past_end = parse_time(past[past_spec.time], f"past of {past[past_spec.key]}", past_spec.time)
+            for name in past_spec.sequences:
+                timelines[name] = list(self._past_events(name, past, find_item))
+        for impression in impressions:
+            if impression.time <= past_end:
+                counts["events_within_past"] += 1  # the past lists hold it already
+                continue
+            for sequence in spec.sequences:
+                if sequence.where is None or impression.labels[sequence.where] == 1.0:
+                    values = {
+                        name: self._value(self._candidate_feature[name], impression) for name in sequence.features
+                    }
+                    values.update({task: impression.labels[task] for task in sequence.feedback})
+                    timelines[sequence.name].append(Event(impression.time, values))
+        return past_end, timelines
+
+    def _past_events(self, name: str, past: Mapping[str, str], find_item: FindItem) -> Iterator[Event]:
+        """The past's events of a sequence; features that the past does not hold come from the item table."""
+        past_spec = self.spec.data.past
+        assert past_spec is not None
+        sequence = next(sequence for sequence in self.spec.sequences if sequence.name == name)
+        split = {
+            feature: past[column].split(past_spec.separator) for feature, column in past_spec.sequences[name].items()
+        }
+        lists = {feature: [] if values == [""] else values for feature, values in split.items()}
+        if len({len(values) for values in lists.values()}) > 1:
+            sizes = ", ".join(f"{feature} {len(values)}" for feature, values in lists.items())
+            raise DataError(
+                f"past of `{past[past_spec.key]}`, sequence `{name}`: lists of one length are expected. Received: {sizes}."
+            )
+        positives = {task: set(past[column].split(past_spec.separator)) for task, column in past_spec.feedback.items()}
+        for values in zip(*lists.values(), strict=True):
+            given = dict(zip(lists, values, strict=True))
+            item_id = given.get(self._item_feature or "", "")
+            item = (find_item(item_id) if item_id and self.sources.files["item"] else None) or {}
+            parts: dict[str, Any] = {}
+            for part in sequence.features:
+                feature = self._candidate_feature[part]
+                section, column = self.sources.feature_source[part]
+                text = given.get(part, item.get(column, "") if section == "item" else "")
+                parts[part] = _convert(feature, text, f"past of {past[past_spec.key]}")
+            for task in sequence.feedback:
+                known = task in positives
+                parts[task] = float(item_id in positives[task]) if known else 1.0 if task == sequence.where else MISSING
+            yield Event(-math.inf, parts)
+
+    def _histories(self, time: int, past_end: float, timelines: dict[str, list[Event]]) -> dict[str, list[Any]]:
+        values: dict[str, list[Any]] = {}
+        for sequence in self.spec.sequences:
+            timeline = timelines[sequence.name]
+            end = bisect.bisect_left(timeline, time, key=lambda event: event.time)
+            # A request that is not later than the past's newest event can't know which of its events came before.
+            start = bisect.bisect_right(timeline, -math.inf, key=lambda event: event.time) if time <= past_end else 0
+            events = timeline[max(start, end - sequence.length) : end]
+            for part in (*sequence.features, *sequence.feedback):
+                values[examples.sequence_key(sequence.name, part)] = [event.values[part] for event in events]
+        return values
+
+    # === Values ===
+
+    def _value(self, feature: Feature, impression: Impression) -> Any:
+        section, column = self.sources.feature_source[feature.name]
+        text = impression.log[column] if section == "log" else impression.item.get(column, "")
+        return _convert(feature, text, impression.origin)
+
+    def _request_values(self, members: list[Impression], user: Mapping[str, str] | None) -> dict[str, list[Any]]:
+        values: dict[str, list[Any]] = {}
+        for feature in self._groups["request"]:
+            section, column = self.sources.feature_source[feature.name]
+            if section == "user":
+                text = user[column] if user else ""
+            else:
+                text = members[0].log[column]
+                changed = next((member for member in members if member.log[column] != text), None)
+                if changed and feature.pick != "first":
+                    raise DataError(
+                        f"{changed.origin}: feature `{feature.name}` should be constant within a request. Received: "
+                        f"`{changed.log[column]}` after `{text}` ({members[0].origin}). Make it a candidate feature, "
+                        "or set `pick: first`."
+                    )
+            values[feature.name] = [_convert(feature, text, members[0].origin)]
+        return values
+
+    def _candidate_values(self, candidates: list[Impression]) -> dict[str, list[Any]]:
+        values: dict[str, list[Any]] = {examples.CANDIDATE_COUNT: [len(candidates)]}
+        for feature in self._groups["candidate"]:
+            column = [self._value(feature, candidate) for candidate in candidates]
+            if feature.type == "categorical_set":
+                values[examples.length_key(feature.name)] = [len(members) for members in column]
+                column = [member for members in column for member in members]
+            values[feature.name] = column
+        return values
+
+    def _targets(self, candidates: list[Impression], split: str, counts: Counter[str]) -> dict[str, list[float]]:
+        values: dict[str, list[float]] = {}
+        for task in self.spec.task_names:
+            labels = [candidate.labels[task] for candidate in candidates]
+            values[examples.label_key(task)] = [0.0 if math.isnan(label) else label for label in labels]
+            values[examples.mask_key(task)] = [float(not math.isnan(label)) for label in labels]
+            counts[f"{split}_positives_{task}"] += int(sum(values[examples.label_key(task)]))
+        return values
+
+
+def _convert(feature: Feature, text: str, origin: str) -> Any:
+    """A raw text as the feature's value: str, float (NaN when missing) or list of str."""
+    if feature.type == "categorical":
+        return text
+    if feature.type == "categorical_set":
+        return [member for member in text.split(feature.separator) if member]
+    if text == "":
+        return MISSING
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.inf
+    if math.isinf(value):
+        raise DataError(
+            f"{origin}: a finite number is expected for feature `{feature.name}`. Received: `{text}`. "
+            "Leave missing values empty, or make the feature categorical."
+        )
+    return value
+
+
+def _parse_label(text: str, origin: str, column: str) -> float:
+    if text == "":
+        return MISSING
+    try:
+        value = float(text)
+    except ValueError:
+        value = MISSING
+    if value not in (0.0, 1.0):
+        raise DataError(
+            f"{origin}: 0, 1 or nothing is expected in label column `{column}`. Received: `{text}`. "
+            "Make the label binary before it is read."
+        )
+    return value
+
+
+def parse_time(text: str, origin: str, column: str) -> int:
+    """Epoch milliseconds as a whole number; raises a DataError for anything else."""
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"{origin}: a whole number of epoch milliseconds is expected in `{column}`. Received: `{text}`."
+        ) from None

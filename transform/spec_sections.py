@@ -1,0 +1,278 @@
+"""The sections of the ranking spec, one frozen pydantic model each.
+
+Keys and meaning are the data contract of the whole package; `transform.spec` puts the sections together and checks
+what refers from one to another.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, field_validator, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+SplitValue = int | str
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, objects are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Files(Section):
+    """Input files: patterns relative to the data folder."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+
+
+class Table(Section):
+    """One row a key: the features of users or of items. Without files it only names the key column."""
+
+    files: tuple[str, ...] = ()
+    key: str
+
+
+class Tables(Section):
+    """The side tables that are joined to the log."""
+
+    user: Table | None = None
+    item: Table | None = None
+
+
+class Past(Files):
+    """What users did before the log begins: one row a user, each column a list of values, oldest first.
+
+    `sequences` says which column holds which feature of which sequence; `feedback` names columns that list the items
+    which got a task's positive label, so that past events carry feedback too. `time` is a column with the time of the
+    newest past event: requests that are not later never see the past, and log rows that are not later are no second
+    time an event.
+    """
+
+    key: str
+    time: str | None = None
+    separator: str = " "
+    sequences: dict[Name, dict[Name, str]] = Field(default_factory=dict)
+    feedback: dict[Name, str] = Field(default_factory=dict)
+
+
+class Data(Section):
+    """Where the log and its side tables lie, and which columns are outcomes that may never be inputs."""
+
+    impressions: Files
+    tables: Tables = Tables()
+    past: Past | None = None
+    drop_duplicates: bool = True
+    outcomes: tuple[str, ...] = ()
+
+
+class Request(Section):
+    """What makes a request: rows that share an id, or the values of some columns."""
+
+    id: str | None = None
+    group_by: tuple[str, ...] | None = None
+    time: str
+    max_candidates: PositiveInt = 64
+    weight: None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Request:
+        if (self.id is None) == (not self.group_by):
+            raise ValueError("one of `id` and `group_by` is expected, not both and not neither")
+        return self
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns whose values name a request."""
+        return (self.id,) if self.id is not None else tuple(self.group_by or ())
+
+
+class Split(Section):
+    """Time-based splits: inclusive ranges of the values of one column."""
+
+    by: str
+    train: tuple[SplitValue, SplitValue]
+    eval: tuple[SplitValue, SplitValue]
+    test: tuple[SplitValue, SplitValue]
+
+    def ranges(self) -> dict[str, tuple[SplitValue, SplitValue]]:
+        """The splits in their order, by name."""
+        return {"train": self.train, "eval": self.eval, "test": self.test}
+
+    @model_validator(mode="after")
+    def _ordered_and_disjoint(self) -> Split:
+        bounds = [value for limits in self.ranges().values() for value in limits]
+        if len({type(value) for value in bounds}) > 1:
+            raise ValueError("bounds of one type, all numbers or all strings, are expected")
+        ranges = list(self.ranges().items())
+        for name, (first, last) in ranges:
+            if first > last:  # type: ignore[operator]
+                raise ValueError(f"[first, last] with first <= last is expected for `{name}`")
+        for (earlier, (_, end)), (later, (start, _)) in zip(ranges, ranges[1:], strict=False):
+            if start <= end:  # type: ignore[operator]
+                raise ValueError(f"`{later}` should begin after `{earlier}` ends, so that no split sees its future")
+        return self
+
+
+class Task(Section):
+    """One thing to predict. The order of the tasks is the cascade's order."""
+
+    name: Name
+    label: str
+    weight: float = Field(1.0, gt=0)
+    observed_when: Name | None = None
+
+
+class Vocabulary(Section):
+    """How the values of a categorical feature become ids. Features that name one vocabulary share it."""
+
+    name: Name | None = None
+    top_k: PositiveInt | None = None
+    min_frequency: PositiveInt | None = None
+    oov: int = Field(1, ge=0)
+
+
+class Feature(Section):
+    """One input. `column` defaults to the name."""
+
+    name: Name
+    type: Literal["categorical", "categorical_set", "numeric"]
+    column: str | None = None
+    vocabulary: Vocabulary | None = None
+    dim: PositiveInt = 16
+    transform: Literal["z", "log_z", "quantiles", "identity"] = "z"
+    buckets: int = Field(10, ge=2)
+    separator: str = ","
+    pick: Literal["first"] | None = None
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _options_fit_type(self) -> Feature:
+        foreign = {"vocabulary"} if self.type == "numeric" else {"transform", "buckets"}
+        if self.type != "categorical_set":
+            foreign.add("separator")
+        wrong = sorted(foreign & self.model_fields_set)
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` has no meaning for type `{self.type}`. Remove it, or change the type")
+        return self
+
+    @property
+    def source_column(self) -> str:
+        """The column that holds the feature."""
+        return self.column or self.name
+
+
+class Features(Section):
+    """The inputs, by what they describe."""
+
+    user: tuple[Feature, ...] = Field(min_length=1)
+    context: tuple[Feature, ...] = ()
+    candidate: tuple[Feature, ...] = Field(min_length=1)
+
+
+class Sequence(Section):
+    """A typed list of the user's earlier events, newest last, each with its features and its own feedback."""
+
+    name: Name
+    role: Literal["history", "anchor"] = "history"
+    length: PositiveInt = 50
+    where: Name | None = None
+    features: tuple[Name, ...] = Field(min_length=1)
+    feedback: tuple[Name, ...] = ()
+
+
+class Model(BaseModel):
+    """The model's name and its settings; the model itself checks the settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Name = "din"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Section):
+    """The optimizer and its schedule. The learning rate falls along a cosine to a tenth of its start."""
+
+    name: Literal["adamw", "adam", "adagrad", "sgd"] = "adamw"
+    learning_rate: float = Field(0.002, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class EarlyStopping(Section):
+    """Stops when a task's metric on the eval split no longer rises for `patience` epochs."""
+
+    task: Name
+    metric: Literal["auc", "gauc", "normalized_entropy"] = "auc"
+    patience: PositiveInt = 1
+
+
+class Training(Section):
+    """The training loop's settings."""
+
+    epochs: PositiveInt = 2
+    batch_requests: PositiveInt = 256
+    shuffle_requests: PositiveInt = 50_000
+    optimizer: Optimizer = Optimizer()
+    early_stopping: EarlyStopping | None = None
+    seed: int = Field(1, ge=0)
+
+
+METRIC_PATTERN = r"^(auc|gauc|normalized_entropy|calibration|ndcg@[1-9]\d*)$"
+
+
+class Gate(Section):
+    """When a task may be pushed. `minimum` is a bound for metrics that should rise, `maximum` for those that fall."""
+
+    metric: Annotated[str, StringConstraints(pattern=METRIC_PATTERN)] = "auc"
+    tolerance: float = Field(0.002, ge=0)
+    minimum: float | None = None
+    maximum: float | None = None
+    min_positives: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _bound_fits_metric(self) -> Gate:
+        if self.metric == "calibration":
+            raise ValueError("a metric with a direction is expected: auc, gauc, ndcg@k or normalized_entropy")
+        wrong = "minimum" if self.metric == "normalized_entropy" else "maximum"
+        if getattr(self, wrong) is not None:
+            raise ValueError(f"`{wrong}` has no meaning for `{self.metric}`. Use the other bound")
+        return self
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value of the metric is a better model."""
+        return self.metric != "normalized_entropy"
+
+    @property
+    def bound(self) -> float:
+        """The value threshold; a metric without one gets that of a model that knows nothing."""
+        if self.higher_is_better:
+            return self.minimum if self.minimum is not None else (0.0 if self.metric.startswith("ndcg") else 0.5)
+        return self.maximum if self.maximum is not None else 1.0
+
+
+class Evaluation(Section):
+    """What is measured on the test split, on which slices, and which gates a model must pass."""
+
+    slices: tuple[tuple[Name, ...], ...] = ((),)
+    metrics: tuple[Annotated[str, StringConstraints(pattern=METRIC_PATTERN)], ...] = (
+        "auc",
+        "gauc",
+        "ndcg@5",
+        "normalized_entropy",
+        "calibration",
+    )
+    gates: dict[Name, Gate] = Field(default_factory=lambda: {"default": Gate()})
+
+    def gate(self, task: str) -> Gate:
+        """The gate of a task: its own, or the default one."""
+        return self.gates.get(task) or self.gates.get("default") or Gate()
