@@ -23,7 +23,7 @@ PROBABILITY_FLOOR = 1e-7
 _NDCG = re.compile(r"ndcg@([1-9]\d*)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Labelled candidates as columns, what every metric is computed from.
 
@@ -129,7 +129,7 @@ def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weight
     discounts = np.where(places < k, 1.0 / np.log2(places + 2.0), 0.0)
     mean_gains = np.add.reduceat(gains, layout.tie_starts) / layout.tie_sizes
     achieved = mean_gains * np.add.reduceat(discounts, layout.tie_starts)
-    best, _ = _sort(labels, -labels, groups)
+    best, _ = _sort(labels, -labels.astype(np.float64), groups)
     ideal = np.add.reduceat(best * discounts, layout.group_starts)
     found = ideal > 0
     return float(np.mean(layout.sum_over_ties(achieved)[found] / ideal[found])) if found.any() else np.nan
@@ -149,17 +149,17 @@ def log_loss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = N
 def normalized_entropy(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The log loss over that of predicting the rows' own positive rate; NaN when all labels are equal."""
     labels, scores = _observed(weights, labels, scores)
-    if not _usable(labels, scores) or np.ptp(labels) == 0:
+    if not _usable(labels, scores) or labels.min() == labels.max():
         return np.nan
-    return float(np.mean(_cross_entropy(labels, scores)) / _cross_entropy(labels.mean(), labels.mean()))
+    return float(np.mean(_cross_entropy(labels, scores)) / np.mean(_cross_entropy(labels, _mean(labels))))
 
 
 def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The mean prediction over the mean label; NaN without positives."""
     labels, scores = _observed(weights, labels, scores)
-    if not _usable(labels, scores) or labels.sum() == 0:
+    if not _usable(labels, scores) or not labels.any():
         return np.nan
-    return float(scores.mean() / labels.mean())
+    return float(_mean(scores) / _mean(labels))
 
 
 # === Counts ===
@@ -301,6 +301,10 @@ def _usable(labels: Array, scores: Array) -> bool:
 
 def _positive(labels: Array) -> Array:
     return labels > 0.5
+
+
+def _mean(values: Array) -> Any:
+    return np.mean(values, dtype=np.float64)
 
 
 def _cross_entropy(labels: Array, probabilities: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -11,8 +12,8 @@ from transform.columns import Column, columns
 from transform.spec import RankingSpec
 from transform.spec_sections import Sequence
 
-Tensor = tf.Tensor | tf.RaggedTensor | tf.SparseTensor
-Batch = dict[str, dict]
+Tensor: TypeAlias = Any  # a ragged or sparse tensor
+Batch: TypeAlias = dict[str, dict]
 
 
 # === Transformed examples ===

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from transform import examples
 from transform.errors import DataError
-from transform.requests import RequestBuilder, parse_time
+from transform.requests import SCORING_SPLIT, RequestBuilder, parse_time
 from transform.sources import Sources, resolve_sources
 from transform.spec import RankingSpec
 from transform.tables import Row, read_rows
@@ -30,7 +30,8 @@ class RequestExamples(beam.PTransform):
     Args:
         spec: RankingSpec.
         data_dir: str. The folder that the spec's paths are relative to.
-        labels: str. `"required"`, or `"optional"` for a log that is only to be scored. Defaults to `"required"`.
+        for_scoring: bool. Whether the log is only to be scored: labels are optional, and all requests are in the one
+            split `all`. Defaults to `False`.
 
     Returns (of the transform):
         dict. A PCollection of bytes by split, and under `"counts"` one dict of what was read, dropped and written.
@@ -39,14 +40,15 @@ class RequestExamples(beam.PTransform):
         DataError: at construction when a file or a column is missing; in the run when a value can't be used.
     """
 
-    def __init__(self, spec: RankingSpec, data_dir: str, labels: str = "required"):
+    def __init__(self, spec: RankingSpec, data_dir: str, for_scoring: bool = False):
         super().__init__()
         self._spec = spec
-        self._sources = resolve_sources(spec, data_dir, labels)
+        self._sources = resolve_sources(spec, data_dir, for_scoring)
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""
         spec, sources = self._spec, self._sources
+        splits = (SCORING_SPLIT,) if sources.for_scoring else SPLITS
         read = (
             pipeline
             | "LogFiles" >> beam.Create(sources.files["log"])
@@ -66,15 +68,15 @@ class RequestExamples(beam.PTransform):
             grouped
             | "GroupByUser" >> beam.CoGroupByKey()
             | "BuildRequests"
-            >> beam.ParDo(_BuildRequests(spec, sources), items=beam.pvalue.AsDict(items)).with_outputs(*SPLITS, COUNTS)
+            >> beam.ParDo(_BuildRequests(spec, sources), items=beam.pvalue.AsDict(items)).with_outputs(*splits, COUNTS)
         )
         counts = (
             (read_counts, built[COUNTS])
             | beam.Flatten()
-            | "SumCounts" >> beam.CombinePerKey(sum)
+            | "SumCounts" >> beam.CombinePerKey(_total)  # type: ignore[arg-type]
             | "AllCounts" >> beam.combiners.ToDict()
         )
-        return {**{split: built[split] for split in SPLITS}, COUNTS: counts}
+        return {**{split: built[split] for split in splits}, COUNTS: counts}
 
 
 class WriteCounts(beam.PTransform):
@@ -93,6 +95,10 @@ class WriteCounts(beam.PTransform):
         return counts | beam.Map(_write_json, self._path)
 
 
+def _total(counts: Iterable[int]) -> int:
+    return sum(counts)
+
+
 def _write_json(content: dict[str, int], path: str) -> None:
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(json.dumps(content, indent=1, sort_keys=True))
@@ -107,7 +113,7 @@ class _ReadLog(beam.DoFn):
         keys = (spec.user_key,) if spec.user_key else spec.request.key_columns
         self._keys = [columns.index(key) for key in keys]
         self._time, self._time_column = columns.index(spec.request.time), spec.request.time
-        self._split = columns.index(spec.split.by)
+        self._split = columns.index(spec.request.time if sources.for_scoring else spec.split.by)
 
     def process(self, path: str) -> Iterator[Any]:
         counts: Counter[str] = Counter()
@@ -142,8 +148,8 @@ def _single_row(key: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[
     for origin, values in others:
         if tuple(values) != tuple(first[1]):
             raise DataError(
-                f"{origin}: one row a key is expected. Received: key `{key}` again with other values (first {first[0]}). "
-                "Keep the row that is right."
+                f"{origin}: one row a key is expected. Received: key `{key}` again with other values than in "
+                f"{first[0]}. Keep the row that is right."
             )
     return key, first[1]
 
@@ -185,18 +191,16 @@ class _BuildRequests(beam.DoFn):
         if not rows:
             return
         counts: Counter[str] = Counter(users=1) if "user" in grouped else Counter()
-        tables: dict[str, dict[str, str] | None] = {}
-        for name in ("user", "past"):
-            found = list(grouped.get(name, ()))
-            values = _single_row(key, found)[1] if found else None
-            tables[name] = dict(zip(self._sources.columns[name], values, strict=True)) if values else None
+        tables: dict[str, dict[str, str] | None] = {"user": None, "past": None}
+        for name in tables:
+            if found := list(grouped.get(name, ())):
+                tables[name] = dict(zip(self._sources.columns[name], _single_row(key, found)[1], strict=True))
         if self._sources.files["user"] and tables["user"] is None:
             counts["users_without_table_row"] += 1
         columns = self._sources.columns["item"]
 
         def find_item(item: str) -> dict[str, str] | None:
-            values = items.get(item)
-            return dict(zip(columns, values, strict=True)) if values else None
+            return dict(zip(columns, items[item], strict=True)) if item in items else None
 
         for split, values in self._builder.build(rows, tables["user"], tables["past"], find_item, counts):
             yield beam.pvalue.TaggedOutput(split, examples.encode(values).SerializeToString(deterministic=True))

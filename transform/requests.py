@@ -16,11 +16,12 @@ from transform import examples
 from transform.errors import DataError
 from transform.sources import Sources
 from transform.spec import RankingSpec
-from transform.spec_sections import Feature
+from transform.spec_sections import Feature, Sequence
 from transform.tables import Row
 
 FindItem = Callable[[str], Mapping[str, str] | None]
 MISSING = math.nan
+SCORING_SPLIT = "all"
 
 
 class Impression(NamedTuple):
@@ -37,7 +38,7 @@ class Impression(NamedTuple):
 class Event(NamedTuple):
     """One thing that the user did earlier: values by part of a sequence. Past events are at minus infinity."""
 
-    time: float
+    time: float  # epoch milliseconds
     values: dict[str, Any]
 
 
@@ -97,7 +98,10 @@ class RequestBuilder:
             if split is None:
                 counts["impressions_outside_splits"] += len(members)
                 continue
-            head = {examples.REQUEST_ID: ["|".join(key)], examples.REQUEST_TIME: [members[0].time]}
+            head: dict[str, list[Any]] = {
+                examples.REQUEST_ID: ["|".join(key)],
+                examples.REQUEST_TIME: [members[0].time],
+            }
             head.update(self._request_values(members, user))
             head.update(self._histories(members[0].time, past_end, timelines))
             counts[f"{split}_requests"] += 1
@@ -144,6 +148,8 @@ class RequestBuilder:
         return {task: label if observed(task) else MISSING for task, label in labels.items()}
 
     def _split(self, first: Impression) -> str | None:
+        if self.sources.for_scoring:
+            return SCORING_SPLIT
         column = self.spec.split.by
         try:
             value = self._split_value(first.log[column])
@@ -184,21 +190,27 @@ class RequestBuilder:
                     timelines[sequence.name].append(Event(impression.time, values))
         return past_end, timelines
 
+    def _event_values(self, sequence: Sequence, impression: Impression) -> dict[str, Any]:
+        values = {name: self._value(self._candidate_feature[name], impression) for name in sequence.features}
+        return {**values, **{task: impression.labels[task] for task in sequence.feedback}}
+
     def _past_events(self, name: str, past: Mapping[str, str], find_item: FindItem) -> Iterator[Event]:
         """The past's events of a sequence; features that the past does not hold come from the item table."""
         past_spec = self.spec.data.past
         assert past_spec is not None
         sequence = next(sequence for sequence in self.spec.sequences if sequence.name == name)
-        split = {
-            feature: past[column].split(past_spec.separator) for feature, column in past_spec.sequences[name].items()
+        separator = past_spec.separator
+        lists = {
+            feature: past[column].split(separator) if past[column] else []
+            for feature, column in past_spec.sequences[name].items()
         }
-        lists = {feature: [] if values == [""] else values for feature, values in split.items()}
         if len({len(values) for values in lists.values()}) > 1:
             sizes = ", ".join(f"{feature} {len(values)}" for feature, values in lists.items())
             raise DataError(
-                f"past of `{past[past_spec.key]}`, sequence `{name}`: lists of one length are expected. Received: {sizes}."
+                f"past of `{past[past_spec.key]}`, sequence `{name}`: lists of one length are expected. "
+                f"Received: {sizes}. Correct the row."
             )
-        positives = {task: set(past[column].split(past_spec.separator)) for task, column in past_spec.feedback.items()}
+        positives = {task: set(past[column].split(separator)) for task, column in past_spec.feedback.items()}
         for values in zip(*lists.values(), strict=True):
             given = dict(zip(lists, values, strict=True))
             item_id = given.get(self._item_feature or "", "")
@@ -218,9 +230,9 @@ class RequestBuilder:
         values: dict[str, list[Any]] = {}
         for sequence in self.spec.sequences:
             timeline = timelines[sequence.name]
-            end = bisect.bisect_left(timeline, time, key=lambda event: event.time)
+            end = bisect.bisect_left(timeline, float(time), key=_time)
             # A request that is not later than the past's newest event can't know which of its events came before.
-            start = bisect.bisect_right(timeline, -math.inf, key=lambda event: event.time) if time <= past_end else 0
+            start = bisect.bisect_right(timeline, -math.inf, key=_time) if time <= past_end else 0
             events = timeline[max(start, end - sequence.length) : end]
             for part in (*sequence.features, *sequence.feedback):
                 values[examples.sequence_key(sequence.name, part)] = [event.values[part] for event in events]
@@ -269,6 +281,10 @@ class RequestBuilder:
             values[examples.mask_key(task)] = [float(not math.isnan(label)) for label in labels]
             counts[f"{split}_positives_{task}"] += int(sum(values[examples.label_key(task)]))
         return values
+
+
+def _time(event: Event) -> float:
+    return event.time
 
 
 def _convert(feature: Feature, text: str, origin: str) -> Any:

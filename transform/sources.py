@@ -19,15 +19,17 @@ class Sources:
         columns: dict. The columns to read by section.
         feature_source: dict. Section and column by feature name.
         labelled: bool. Whether the log holds the label columns.
+        for_scoring: bool. Whether every request counts, whatever the splits say.
     """
 
     files: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, ...]]
     feature_source: dict[str, tuple[str, str]]
     labelled: bool
+    for_scoring: bool = False
 
 
-def resolve_sources(spec: RankingSpec, data_dir: str, labels: str = "required") -> Sources:
+def resolve_sources(spec: RankingSpec, data_dir: str, for_scoring: bool = False) -> Sources:
     """Finds the files and columns that a spec speaks of.
 
     A user feature is looked for in the user table and then in the log, a candidate feature in the log and then in the
@@ -36,7 +38,7 @@ def resolve_sources(spec: RankingSpec, data_dir: str, labels: str = "required") 
     Args:
         spec: RankingSpec.
         data_dir: str. The folder that the spec's paths are relative to.
-        labels: str. `"required"`, or `"optional"` for a log that is only to be scored. Defaults to `"required"`.
+        for_scoring: bool. Whether the log is only to be scored: it needs no labels and no splits. Defaults to `False`.
 
     Returns:
         Files and columns.
@@ -63,12 +65,13 @@ def resolve_sources(spec: RankingSpec, data_dir: str, labels: str = "required") 
         for group, feature in spec.feature_groups()
     }
     label_columns = [task.label for task in spec.tasks]
-    labelled = labels == "required" or all(label in headers["log"] for label in label_columns)
-    columns = _needed_columns(spec, feature_source, label_columns if labelled else [])
+    labelled = not for_scoring or all(label in headers["log"] for label in label_columns)
+    extra = (label_columns if labelled else []) + ([] if for_scoring else [spec.split.by])
+    columns = _needed_columns(spec, feature_source, extra)
     for name, paths in files.items():
         for path in paths:
             check_columns(path, columns[name], places[name])
-    return Sources(files, columns, feature_source, labelled)
+    return Sources(files, columns, feature_source, labelled, for_scoring)
 
 
 def _find(
@@ -85,9 +88,9 @@ def _find(
 
 
 def _needed_columns(
-    spec: RankingSpec, feature_source: dict[str, tuple[str, str]], labels: Iterable[str]
+    spec: RankingSpec, feature_source: dict[str, tuple[str, str]], extra: Iterable[str]
 ) -> dict[str, tuple[str, ...]]:
-    log = [*spec.request.key_columns, spec.request.time, spec.split.by, *labels]
+    log = [*spec.request.key_columns, spec.request.time, *extra]
     log += [key for key in (spec.user_key, spec.item_key) if key]
     tables = {"user": [spec.user_key or ""], "item": [spec.item_key or ""], "log": log}
     for section, column in feature_source.values():

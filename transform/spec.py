@@ -17,7 +17,7 @@ from transform.errors import SpecError
 from transform.score_formula import parse_score
 
 RESERVED_NAMES = frozenset({"candidate_count", "candidate_mask", "request_id", "request_time", "score", "examples"})
-RESERVED_PREFIXES = ("label_", "mask_")
+RESERVED_PREFIXES = ("label_", "mask_", "cache_")
 
 
 class RankingSpec(sections.Section):
@@ -218,7 +218,7 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
     derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.feature_groups() if "set" in f.type]
     for place, name in named + derived:
         if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
-            yield f"{place}.name: a name that the package does not use itself is expected. Received: `{name}`. Rename it."
+            yield f"{place}.name: a name that the package does not use is expected. Received: `{name}`. Rename it."
         elif name in places:
             yield f"{place}.name: names unique over the file are expected. Received: `{name}`, also {places[name]}."
         places.setdefault(name, place)

@@ -68,7 +68,7 @@ class FeatureEmbedding(keras.layers.Layer):
     def _embed(self, column: Column, values: Any) -> Any:
         if column.kind == "dense":
             return ops.expand_dims(ops.cast(values, self.compute_dtype), -1)
-        vectors = self.tables[column.table](values)
+        vectors = self.tables[str(column.table)](values)
         if column.kind == "id":
             return vectors
         present = ops.expand_dims(ops.cast(ops.not_equal(values, 0), vectors.dtype), -1)

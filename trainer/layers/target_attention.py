@@ -23,14 +23,15 @@ class TargetAttention(keras.layers.Layer):
     Call arguments:
         query: Float [B, N, d]. The candidates.
         keys: Float [B, U, d]. The events; U may be 0.
-        mask: Bool [B, U]. True where an event is.
+        keys_mask: Bool [B, U]. True where an event is.
 
     Returns:
         Float [B, N, d]. The candidate's interest.
 
     Example:
     ```python
-    TargetAttention(16)(query=np.ones((2, 5, 8)), keys=np.ones((2, 7, 8)), mask=np.ones((2, 7), bool))  # [2, 5, 8]
+    attention = TargetAttention(hidden=16)
+    attention(np.ones((2, 5, 8)), np.ones((2, 7, 8)), np.ones((2, 7), bool))  # [2, 5, 8]
     ```
 
     References:
@@ -43,9 +44,9 @@ class TargetAttention(keras.layers.Layer):
             raise ValueError(f"`hidden` should be at least 1. Received: `hidden={hidden}`. Use a multiple of 8.")
         self.hidden = hidden
 
-    def build(self, query: Any, keys: Any = None, mask: Any = None) -> None:
+    def build(self, query_shape: Any, keys_shape: Any) -> None:
         """Creates the weights; all that matters is the width d."""
-        d = query[-1]
+        d = query_shape[-1]
         self.query_kernel = self.add_weight(shape=(d, self.hidden), name="query_kernel")
         self.key_kernel = self.add_weight(shape=(d, self.hidden), name="key_kernel")
         self.product_kernel = self.add_weight(shape=(d, self.hidden), name="product_kernel")
@@ -53,19 +54,19 @@ class TargetAttention(keras.layers.Layer):
         self.output_kernel = self.add_weight(shape=(self.hidden,), initializer="random_normal", name="output_kernel")
         self.built = True
 
-    def call(self, query: Any, keys: Any, mask: Any) -> Any:
+    def call(self, query: Any, keys: Any, keys_mask: Any) -> Any:
         """Weighs and sums."""
         of_query = ops.expand_dims(ops.matmul(query, self.query_kernel) + self.bias, 2)
         of_key = ops.expand_dims(ops.matmul(keys, self.key_kernel), 1)
         product = ops.expand_dims(query, 2) * ops.expand_dims(keys, 1)
         hidden = ops.silu(of_query + of_key + ops.matmul(product, self.product_kernel))
         weights = ops.einsum("bnuh,h->bnu", hidden, self.output_kernel)
-        weights = weights * ops.expand_dims(ops.cast(mask, weights.dtype), 1)
+        weights = weights * ops.expand_dims(ops.cast(keys_mask, weights.dtype), 1)
         return ops.matmul(weights, keys)
 
-    def compute_output_shape(self, query: Any, keys: Any = None, mask: Any = None) -> Any:
+    def compute_output_shape(self, query_shape: Any, keys_shape: Any) -> Any:
         """The query's."""
-        return query
+        return query_shape
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -1,0 +1,66 @@
+"""Writing a ranking model as a SavedModel that stock TensorFlow serves."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+import tensorflow as tf
+
+from serving.signatures import RankingSignatures
+from trainer.models.base import RankingModel
+from transform.errors import DataError
+from transform.spec import RankingSpec
+
+ASSETS_EXTRA = "assets.extra"
+SPEC_FILE = "ranking_spec.json"
+
+
+def export_model(spec: RankingSpec, model: RankingModel, preprocess: Any, path: str) -> None:
+    """Writes the SavedModel, its spec in `assets.extra` beside it.
+
+    The folder appears whole or not at all: it is written beside its place and renamed.
+
+    Args:
+        spec: RankingSpec.
+        model: RankingModel. With its variables created.
+        preprocess: the Keras layer that TensorFlow Transform makes of its graph
+            (`TFTransformOutput.transform_features_layer()`).
+        path: str. The folder to write.
+    """
+    module = RankingSignatures(spec, model, preprocess)
+    unfinished = f"{path.rstrip('/')}.unfinished-{uuid.uuid4().hex[:8]}"
+    tf.saved_model.save(module, unfinished, signatures=module.all())
+    tf.io.gfile.makedirs(os.path.join(unfinished, ASSETS_EXTRA))
+    with tf.io.gfile.GFile(os.path.join(unfinished, ASSETS_EXTRA, SPEC_FILE), "w") as file:
+        file.write(spec.to_json())
+    tf.io.gfile.rename(unfinished, path)
+
+
+def load_spec(path: str) -> RankingSpec:
+    """The spec of an exported model.
+
+    Args:
+        path: str. The folder of a SavedModel.
+
+    Raises:
+        DataError: when the folder holds no ranking model.
+    """
+    spec_path = os.path.join(path, ASSETS_EXTRA, SPEC_FILE)
+    if not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")) or not tf.io.gfile.exists(spec_path):
+        raise DataError(
+            f"{path}: an exported ranking model (saved_model.pb and {ASSETS_EXTRA}/{SPEC_FILE}) is expected. "
+            "Received: a folder without it. Give the version folder that the pipeline pushed."
+        )
+    with tf.io.gfile.GFile(spec_path) as file:
+        return RankingSpec.parse(file.read(), origin=spec_path)
+
+
+def newest_version(base: str) -> str:
+    """The newest numeric version folder below a model's folder, or the folder itself if it is a SavedModel."""
+    if tf.io.gfile.exists(os.path.join(base, "saved_model.pb")) or not tf.io.gfile.isdir(base):
+        return base
+    versions = [name.rstrip("/") for name in tf.io.gfile.listdir(base)]
+    numeric = [name for name in versions if name.isdigit()]
+    return os.path.join(base, max(numeric, key=int)) if numeric else base

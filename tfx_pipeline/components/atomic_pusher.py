@@ -1,0 +1,56 @@
+"""AtomicPusher: TFX's Pusher, with a push that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import Any
+
+import tensorflow as tf
+from tfx import types
+from tfx.components import Pusher
+from tfx.components.pusher import executor
+from tfx.dsl.components.base import executor_spec
+from tfx.proto import pusher_pb2
+from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import io_utils, proto_utils
+
+
+class AtomicPusherExecutor(executor.Executor):
+    """Copies a blessed model beside its destination and renames it.
+
+    TFX's executor copies in place, so that a server which polls the folder, or a push that was killed, can meet half a
+    model. Versions are Unix seconds, as TF Serving expects of a folder's name, and rise.
+    """
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Pushes if the model is blessed, else marks the artifact as not pushed."""
+        self._log_startup(input_dict, output_dict, exec_properties)
+        pushed = artifact_utils.get_single_instance(output_dict[standard_component_specs.PUSHED_MODEL_KEY])
+        if not self.CheckBlessing(input_dict):
+            self._MarkNotPushed(pushed)
+            return
+        destination = pusher_pb2.PushDestination()
+        proto_utils.json_to_proto(exec_properties[standard_component_specs.PUSH_DESTINATION_KEY], destination)
+        base = destination.filesystem.base_directory
+        tf.io.gfile.makedirs(base)
+        there = [int(name.rstrip("/")) for name in tf.io.gfile.listdir(base) if name.rstrip("/").isdigit()]
+        version = max([int(time.time()), *(number + 1 for number in there)])
+        model_path = self.GetModelPath(input_dict)
+        unfinished = os.path.join(base, f".unfinished-{uuid.uuid4().hex[:8]}")
+        io_utils.copy_dir(model_path, unfinished)
+        path = os.path.join(base, str(version))
+        tf.io.gfile.rename(unfinished, path)
+        self._MarkPushed(pushed, pushed_destination=path, pushed_version=str(version))
+
+
+class AtomicPusher(Pusher):
+    """TFX's Pusher with the executor above."""
+
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(AtomicPusherExecutor)

@@ -1,0 +1,112 @@
+"""Baselines: what a ranker that knows no user reaches on the test split."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from tfx.dsl.component.experimental.annotations import (
+    BeamComponentParameter,
+    InputArtifact,
+    OutputArtifact,
+    Parameter,
+)
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types import artifact_utils, standard_artifacts
+from tfx.types.experimental import simple_artifacts
+
+from trainer.metrics import Rows, compute
+from transform import examples as request_examples
+from transform.spec import RankingSpec
+
+BASELINES_FILE = "baselines.json"
+SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own
+POPULARITY_METRICS = ("auc", "gauc")
+
+
+@component(use_beam=True)
+def Baselines(  # noqa: N802
+    examples: InputArtifact[standard_artifacts.Examples],
+    baselines: OutputArtifact[simple_artifacts.Metrics],
+    spec: Parameter[str],
+    code: Parameter[str],
+    beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
+) -> None:
+    """Base rates of the test split, and item popularity (the smoothed train rate of item x task) as a score.
+
+    Writes `baselines.json`: per task `impressions`, `positives`, `base_rate` and, when the spec names the item,
+    `popularity` with AUC and GAUC.
+
+    Args:
+        examples: request examples with the splits train and test.
+        baselines: the folder of the result.
+        spec: the data part of the spec as JSON.
+        code: a hash of this code, for the cache.
+        beam_pipeline: given by TFX.
+    """
+    del code
+    ranking = RankingSpec.parse(spec)
+    item, tasks = ranking.item_feature, ranking.task_names
+    with beam_pipeline as pipeline:
+        train, test = (
+            pipeline
+            | f"Read[{split}]"
+            >> beam.io.ReadFromTFRecord(os.path.join(artifact_utils.get_split_uri([examples], split), "*.gz"))
+            | f"Candidates[{split}]" >> beam.FlatMap(_candidates, item, tasks)
+            for split in ("train", "test")
+        )
+        rates = (
+            train
+            | beam.MapTuple(lambda _, item_id, labels: (item_id, labels))
+            | "SumOfItem" >> beam.CombinePerKey(_sum_columns)
+        )
+        _ = (
+            test
+            | "TestRows" >> beam.combiners.ToList()
+            | "Evaluate" >> beam.Map(_evaluate, beam.pvalue.AsDict(rates), tasks, item is not None)
+            | "Write" >> beam.Map(_write, os.path.join(baselines.uri, BASELINES_FILE))
+        )
+
+
+def _candidates(serialized: bytes, item: str | None, tasks: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
+    """(request, item, [positives and labels of each task]) of every candidate."""
+    values = request_examples.decode(serialized)
+    labels = [values[request_examples.label_key(task)] for task in tasks]
+    masks = [values[request_examples.mask_key(task)] for task in tasks]
+    counts = np.array([labels, masks], "float32")  # [2, K, N]
+    for n in range(counts.shape[2]):
+        yield values[request_examples.REQUEST_ID][0], values[item][n] if item else "", counts[:, :, n].tolist()
+
+
+def _sum_columns(counts: Iterable[Any]) -> Any:
+    return np.sum([np.asarray(count) for count in counts], axis=0).tolist()
+
+
+def _evaluate(rows: list[Any], rates: dict[str, Any], tasks: tuple[str, ...], has_item: bool) -> dict[str, Any]:
+    known = {item: np.asarray(counts) for item, counts in rates.items()}
+    positives, seen = sum(known.values(), np.zeros((2, len(tasks))))
+    mean = positives / np.maximum(seen, 1)
+    unknown = np.zeros((2, len(tasks)))
+    counts = np.array([known.get(item, unknown) for _, item, _ in rows]).reshape(-1, 2, len(tasks))
+    scores = (counts[:, 0] + SMOOTHING * mean) / (counts[:, 1] + SMOOTHING)
+    targets = np.array([target for _, _, target in rows]).reshape(-1, 2, len(tasks))
+    requests = np.array([request for request, _, _ in rows])
+    result: dict[str, Any] = {}
+    for k, task in enumerate(tasks):
+        observed = Rows.observed(targets[:, 0, k], scores[:, k], requests, targets[:, 1, k])
+        result[task] = {
+            "impressions": len(observed.labels),
+            "positives": int(observed.labels.sum()),
+            "base_rate": float(observed.labels.mean()) if len(observed.labels) else float("nan"),
+        }
+        if has_item:
+            result[task]["popularity"] = {name: float(compute(name, observed)) for name in POPULARITY_METRICS}
+    return result
+
+
+def _write(content: dict[str, Any], path: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(json.dumps(content, indent=1))

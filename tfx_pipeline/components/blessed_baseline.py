@@ -1,0 +1,58 @@
+"""Which blessed model a candidate is compared with."""
+
+from __future__ import annotations
+
+import logging
+
+from tfx import types
+from tfx.components.evaluator import constants
+from tfx.dsl.components.common import resolver
+from tfx.utils import path_utils
+
+from serving.export import load_spec
+from transform.errors import UserError
+from transform.examples import raw_feature_spec
+
+
+class BlessedBaselineStrategy(resolver.ResolverStrategy):
+    """The latest blessed model other than the candidate itself.
+
+    TFX's LatestBlessedModelStrategy gives a candidate that was blessed before itself as its baseline: a second run on
+    the same data would then evaluate and push the same model again. Leaving the candidate out keeps the Evaluator's
+    inputs, and so its cache, as they were. A model whose inputs or tasks are not among the candidate's can't be
+    evaluated on the same examples and is passed over with a line in the log.
+
+    Inputs: `model` and `model_blessing` (all there are) and `candidate` (this run's). Outputs: the same keys, with one
+    model and its blessing, or none.
+    """
+
+    def resolve_artifacts(
+        self, store: object, input_dict: dict[str, list[types.Artifact]]
+    ) -> dict[str, list[types.Artifact]]:
+        """Chooses the baseline."""
+        candidate = max(input_dict["candidate"], key=lambda model: model.id)
+        blessings = {
+            blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY): blessing
+            for blessing in sorted(input_dict["model_blessing"], key=lambda blessing: blessing.id)
+            if blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) == 1
+        }
+        blessed = [model for model in input_dict["model"] if model.id in blessings and model.id != candidate.id]
+        for model in sorted(blessed, key=lambda model: blessings[model.id].id, reverse=True):
+            if _comparable(model, candidate):
+                return {"model": [model], "model_blessing": [blessings[model.id]], "candidate": [candidate]}
+        return {"model": [], "model_blessing": [], "candidate": [candidate]}
+
+
+def _comparable(model: types.Artifact, candidate: types.Artifact) -> bool:
+    """Whether a model can be evaluated on the candidate's examples."""
+    try:
+        old, new = (load_spec(path_utils.serving_model_path(artifact.uri)) for artifact in (model, candidate))
+    except UserError as error:
+        logging.warning("The blessed model %s is no baseline: %s", model.uri, error)
+        return False
+    missing = sorted(set(raw_feature_spec(old)) - set(raw_feature_spec(new)))
+    if missing or old.task_names != new.task_names:
+        changed = f"inputs {', '.join(missing)}" if missing else f"tasks {', '.join(old.task_names)}"
+        logging.warning("The blessed model %s is no baseline: its %s are not in the examples now.", model.uri, changed)
+        return False
+    return True

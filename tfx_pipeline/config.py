@@ -1,0 +1,47 @@
+"""What every runner gives to `create_pipeline`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from transform.spec import RankingSpec
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """One run's settings, the same for all runners.
+
+    Attributes:
+        spec: RankingSpec.
+        data_dir: str. The folder that the spec's paths are relative to.
+        output_dir: str. Artifacts, metadata and pushed models go below it.
+        allow_anomalies: bool. Whether data that break the schema stop the run. Defaults to `False`.
+        beam_args: tuple of str. Options of the Beam runner. Defaults to the in-memory DirectRunner.
+    """
+
+    spec: RankingSpec
+    data_dir: str
+    output_dir: str
+    allow_anomalies: bool = False
+    beam_args: tuple[str, ...] = field(default=("--runner=DirectRunner", "--direct_running_mode=in_memory"))
+
+    @property
+    def pipeline_root(self) -> str:
+        """Where artifacts go."""
+        return os.path.join(self.output_dir, "pipeline", self.spec.name)
+
+    @property
+    def metadata_path(self) -> str:
+        """The SQLite file of ML Metadata."""
+        return os.path.join(self.output_dir, "metadata", f"{self.spec.name}.db")
+
+    @property
+    def serving_dir(self) -> str:
+        """Where blessed models are pushed: numeric versions below it."""
+        return os.path.join(self.output_dir, "serving", self.spec.name)
+
+    @property
+    def schema_dir(self) -> str:
+        """Where the schema that follows from the spec is written."""
+        return os.path.join(self.output_dir, "schema", self.spec.name)

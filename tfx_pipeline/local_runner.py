@@ -1,0 +1,175 @@
+"""Runs the pipeline on this machine: `python -m tfx_pipeline.local_runner --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+# Before TensorFlow is imported: tensorflow_transform asks for Keras 2 where nothing is said.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import absl.logging
+from rich.console import Console
+
+from transform.errors import PipelineError, UserError, find_user_error
+from transform.spec import RankingSpec
+
+WIDTH_WITHOUT_TERMINAL = 160
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the pipeline and prints the table.
+
+    Args:
+        argv: sequence of str, optional. Command-line arguments. Defaults to those of the process.
+
+    Returns:
+        0 when the run finished (blessed or not), 1 when the user has something to correct.
+    """
+    arguments = _parse(argv)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+    try:
+        _run(arguments, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tfx_pipeline.local_runner",
+        description="Trains, evaluates and pushes the ranking model that a spec describes, on this machine.",
+    )
+    parser.add_argument("--spec", required=True, help="the YAML file that describes the ranking problem")
+    parser.add_argument("--data", required=True, help="the folder that the paths in the spec are relative to")
+    parser.add_argument("--output", required=True, help="the folder for artifacts, metadata and pushed models")
+    parser.add_argument("--seed", type=int, help="instead of training.seed in the spec")
+    parser.add_argument(
+        "--allow_anomalies", action="store_true", help="go on when the data break the schema (default: stop)"
+    )
+    parser.add_argument("--beam_args", nargs="*", default=None, help="options of the Beam runner, as name=value")
+    parser.add_argument("--verbose", action="store_true", help="show the libraries' logs here, not only in the file")
+    return parser.parse_args(argv)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    started = time.time()
+    spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
+    output = os.path.abspath(arguments.output)
+    log_path = os.path.join(output, "logs", time.strftime("%Y%m%d-%H%M%S.log"))
+    _make_folders(output, os.path.dirname(log_path), os.path.join(output, "metadata"))
+    console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
+    console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
+    with _quiet(log_path, arguments.verbose):
+        # Heavy imports come after the first mistakes are told, and where their noise goes to the log.
+        from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+        from tfx_pipeline.config import PipelineConfig
+        from tfx_pipeline.pipeline import create_pipeline
+        from tfx_pipeline.runs import RunReader
+        from tfx_pipeline.summary import print_anomalies, print_summary
+        from trainer.models.registry import find_model
+        from transform.sources import resolve_sources
+
+        find_model(spec.model)
+        resolve_sources(spec, arguments.data)
+        beam = {} if arguments.beam_args is None else {"beam_args": tuple(f"--{arg}" for arg in arguments.beam_args)}
+        config = PipelineConfig(spec, os.path.abspath(arguments.data), output, arguments.allow_anomalies, **beam)
+        imported = time.time()
+        progress = _Progress(console, lambda: RunReader(config.metadata_path, spec.name).newest())
+        logging.getLogger("absl").addHandler(progress)
+        try:
+            LocalDagRunner().run(create_pipeline(config))
+        except Exception as error:
+            message = find_user_error(error)
+            if message is None:
+                raise
+            raise PipelineError(message) from error
+        finally:
+            logging.getLogger("absl").removeHandler(progress)
+        run = RunReader(config.metadata_path, spec.name).newest()
+        seconds = time.time() - imported
+        nodes = [component for component in run.values() if component.node != "latest_blessed_model"]
+        # The gate writes nothing, so TFX has nothing to cache for it.
+        unchanged = all(component.cached for component in nodes if component.outputs)
+        if unchanged:
+            console.print(
+                "Nothing changed since the last run: nothing was run again, nothing was pushed.", style="bold"
+            )
+        print_anomalies(run, console)
+        print_summary(spec, run, console)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    console.print(
+        f"Pipeline {seconds:.0f} s (imports {imported - started:.0f} s before it), peak memory {memory:.1f} GiB.",
+        highlight=False,
+    )
+
+
+def _make_folders(*paths: str) -> None:
+    for path in paths:
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise PipelineError(f"--output: a folder that can be written is expected. Received: {error}.") from error
+
+
+@contextmanager
+def _quiet(log_path: str, verbose: bool) -> Iterator[None]:
+    """Sends what libraries log, in Python and below it, to a file; with `verbose` it stays on the terminal."""
+    warnings.simplefilter("ignore")
+    # Saving a model sets absl's verbosity to what absl believes it is: without this line, it would fall silent then.
+    absl.logging.set_verbosity(absl.logging.INFO)
+    if verbose:
+        yield
+        return
+    terminal = os.dup(2)
+    with open(log_path, "a", encoding="utf-8") as log:
+        handler = logging.StreamHandler(log)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            root.removeHandler(handler)
+
+
+class _Progress(logging.Handler):
+    """Turns the local runner's log records into a line a component: its name, its time, whether it was cached."""
+
+    def __init__(self, console: Console, newest_run: Callable[[], dict[str, Any]]):
+        super().__init__(logging.INFO)
+        self._console = console
+        self._newest_run = newest_run
+        self._started = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a line when a component begins or ends."""
+        if record.msg == "Component %s is running.":
+            self._started = time.time()
+            if self._console.is_terminal:
+                self._console.print(f"  {record.args[0]} ...", highlight=False, end="\r")
+        elif record.msg == "Component %s is finished.":
+            node = record.args[0]
+            component = self._newest_run().get(node)
+            how = "cached" if component and component.cached and component.outputs else "done"
+            self._console.print(f"  {node}: {how}, {time.time() - self._started:.0f} s", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

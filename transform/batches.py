@@ -1,0 +1,54 @@
+"""Batches of requests from files of transformed examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from transform.features import parse_transformed, to_batch, to_targets
+from transform.spec import RankingSpec
+
+
+def request_batches(
+    spec: RankingSpec,
+    files: Sequence[str],
+    batch_requests: int,
+    shuffle_requests: int | None = None,
+    seed: int = 0,
+) -> tf.data.Dataset:
+    """Reads transformed examples into padded batches.
+
+    Beam writes records in no fixed order, so each window of `shuffle_requests` records is brought into an order of its
+    own before it is shuffled: data that fit one window give the same batches for the same seed, however they were
+    written.
+
+    Args:
+        spec: RankingSpec.
+        files: sequence of str. Gzipped TFRecord files.
+        batch_requests: int. B, the requests in a batch; the last batch may hold fewer.
+        shuffle_requests: int, optional. The shuffle buffer; without it the order of the files is kept.
+        seed: int. The shuffle's seed. Defaults to 0.
+
+    Returns:
+        A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
+    """
+    records = tf.data.TFRecordDataset(sorted(files), "GZIP")
+    if shuffle_requests:
+        records = records.batch(shuffle_requests).map(_ordered).unbatch()
+        records = records.shuffle(shuffle_requests, seed=seed, reshuffle_each_iteration=True)
+
+    def parse(serialized: tf.Tensor) -> tuple[dict, dict]:
+        tensors = parse_transformed(spec, serialized)
+        return to_batch(spec, tensors), to_targets(spec, tensors)
+
+    return records.batch(batch_requests).map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _ordered(records: tf.Tensor) -> tf.Tensor:
+    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(records, 2**62)))
+
+
+def count_requests(files: Sequence[str]) -> int:
+    """The number of records in gzipped TFRecord files."""
+    return int(tf.data.TFRecordDataset(sorted(files), "GZIP").reduce(tf.constant(0, tf.int64), lambda n, _: n + 1))
