@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# Before TensorFlow is imported: tensorflow_transform asks for Keras 2 where nothing is said.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from transform.environment import prepare_environment
+
+prepare_environment()
 
 import absl.logging
 from rich.console import Console
@@ -160,16 +160,28 @@ class _Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a line when a component begins or ends."""
+        node = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
         if record.msg == "Component %s is running.":
             self._started = time.time()
             if self._console.is_terminal:
-                self._console.print(f"  {record.args[0]} ...", highlight=False, end="\r")
+                self._console.print(f"  {node} ...", highlight=False, end="\r")
         elif record.msg == "Component %s is finished.":
-            node = record.args[0]
             component = self._newest_run().get(node)
             how = "cached" if component and component.cached and component.outputs else "done"
             self._console.print(f"  {node}: {how}, {time.time() - self._started:.0f} s", highlight=False)
 
 
+def _with_fixed_hashes() -> None:
+    """Starts this program anew with PYTHONHASHSEED set, if it is not.
+
+    Beam's in-memory runner orders its stages by sets of strings: with random hashes the order of the examples, and with
+    it the last bits of every mean, would differ from run to run.
+    """
+    if "PYTHONHASHSEED" not in os.environ:
+        command = [sys.executable, "-m", "tfx_pipeline.local_runner", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
+
+
 if __name__ == "__main__":
+    _with_fixed_hashes()
     sys.exit(main())

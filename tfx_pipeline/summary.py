@@ -18,10 +18,21 @@ from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
 from tfx_pipeline.evaluation import EvaluationMetrics, load_failures, load_metrics, load_not_gated
 from tfx_pipeline.runs import ComponentRun
+from transform.impressions import SPLITS
 from transform.spec import RankingSpec
 
-RESOLVER = "latest_blessed_model"
 TITLES = {"auc": "AUC", "gauc": "GAUC", "normalized_entropy": "norm. entropy", "calibration": "calibration"}
+
+NOTED_COUNTS = (
+    "duplicates_dropped",
+    "out_of_order_rows",
+    "late_rows",
+    "impressions_outside_splits",
+    "events_within_past",
+    "users_without_table_row",
+    "impressions_without_item_row",
+    "requests_above_max_candidates",
+)
 
 
 def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Console) -> None:
@@ -52,16 +63,13 @@ def print_anomalies(run: dict[str, ComponentRun], console: Console) -> None:
 
 
 def _print_data(counts: dict[str, int], console: Console) -> None:
-    splits = [
-        f"{split} {counts.get(f'{split}_requests', 0):,} requests, {counts.get(f'{split}_impressions', 0):,} impressions"
-        for split in ("train", "eval", "test")
-    ]
+    splits = []
+    for split in SPLITS:
+        requests, impressions = (counts.get(f"{split}_{what}", 0) for what in ("requests", "impressions"))
+        splits.append(f"{split} {requests:,} requests, {impressions:,} impressions")
     console.print("Data: " + "; ".join(splits) + ".", highlight=False)
-    notes = ("duplicates_dropped", "out_of_order_rows", "late_rows", "impressions_outside_splits")
-    notes += ("events_within_past", "users_without_table_row", "impressions_without_item_row")
-    notes += ("requests_above_max_candidates",)
-    seen = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in notes if counts.get(name)]
-    console.print(f"      {counts['impressions_read']:,} rows read" + "".join(f", {note}" for note in seen) + ".")
+    seen = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in NOTED_COUNTS if counts.get(name)]
+    console.print("      " + ", ".join([f"{counts['impressions_read']:,} rows read", *seen]) + ".", highlight=False)
 
 
 def _task_table(

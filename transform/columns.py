@@ -59,12 +59,12 @@ def _column(group: str, feature: Feature) -> Column:
 
 def bucket_table(feature: Feature) -> str:
     """The embedding table of a numeric feature's quantile buckets."""
-    return f"{feature.name}_bucket"
+    return f"{feature.name}.bucket"  # the dot keeps it apart from all vocabularies
 
 
 def feedback_table(task: str) -> str:
     """The embedding table of a task's feedback."""
-    return f"feedback_{task}"
+    return f"feedback.{task}"
 
 
 def vocabularies(spec: RankingSpec) -> dict[str, list[Feature]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from transform import examples
@@ -21,6 +21,7 @@ from transform.tables import Row
 
 FindItem = Callable[[str], Mapping[str, str] | None]
 MISSING = math.nan
+LARGEST = 3.4028234663852886e38  # of a float32, which is what an example holds
 SCORING_SPLIT = "all"
 
 
@@ -61,6 +62,8 @@ class RequestBuilder:
         }
         numeric_split = isinstance(spec.split.train[0], int)
         self._split_value: Callable[[str], Any] = int if numeric_split else str
+        outcomes = {task.label for task in spec.tasks} | set(spec.data.outcomes)
+        self._known_columns = [column for column in sources.columns["log"] if column not in outcomes]
 
     def build(
         self,
@@ -86,7 +89,7 @@ class RequestBuilder:
             DataError: when a value can't be used, or a feature of the request is not constant in it.
         """
         impressions = sorted(
-            (self._parse(row, find_item, counts) for row in self._distinct(rows, counts)), key=lambda i: i[:2]
+            (self._parse(row, find_item, counts) for row in self._distinct(rows, counts)), key=self._order
         )
         past_end, timelines = self._timelines(impressions, past, find_item, counts)
         requests: dict[tuple[str, ...], list[Impression]] = {}
@@ -113,6 +116,10 @@ class RequestBuilder:
                 yield split, {**head, **self._candidate_values(candidates), **self._targets(candidates, split, counts)}
 
     # === Rows ===
+
+    def _order(self, impression: Impression) -> tuple[Any, ...]:
+        """Impressions of one moment stand in an order of what was known then: their outcomes must not move them."""
+        return impression.time, [impression.log[column] for column in self._known_columns], impression.digest
 
     def _distinct(self, rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
         seen: set[bytes] = set()
@@ -171,23 +178,22 @@ class RequestBuilder:
         """Every sequence's events in time order, and the time up to which the past speaks."""
         spec, past_spec = self.spec, self.spec.data.past
         past_end = -math.inf
+        covered: Collection[str] = ()
         timelines: dict[str, list[Event]] = {sequence.name: [] for sequence in spec.sequences}
         if past and past_spec:
             if past_spec.time:
                 past_end = parse_time(past[past_spec.time], f"past of {past[past_spec.key]}", past_spec.time)
-            for name in past_spec.sequences:
+            covered = past_spec.sequences
+            for name in covered:
                 timelines[name] = list(self._past_events(name, past, find_item))
         for impression in impressions:
-            if impression.time <= past_end:
-                counts["events_within_past"] += 1  # the past lists hold it already
-                continue
+            within_past = impression.time <= past_end
+            counts["events_within_past"] += within_past
             for sequence in spec.sequences:
+                if within_past and sequence.name in covered:
+                    continue  # the past lists hold it already
                 if sequence.where is None or impression.labels[sequence.where] == 1.0:
-                    values = {
-                        name: self._value(self._candidate_feature[name], impression) for name in sequence.features
-                    }
-                    values.update({task: impression.labels[task] for task in sequence.feedback})
-                    timelines[sequence.name].append(Event(impression.time, values))
+                    timelines[sequence.name].append(Event(impression.time, self._event_values(sequence, impression)))
         return past_end, timelines
 
     def _event_values(self, sequence: Sequence, impression: Impression) -> dict[str, Any]:
@@ -222,7 +228,7 @@ class RequestBuilder:
                 text = given.get(part, item.get(column, "") if section == "item" else "")
                 parts[part] = _convert(feature, text, f"past of {past[past_spec.key]}")
             for task in sequence.feedback:
-                known = task in positives
+                known = bool(item_id) and task in positives
                 parts[task] = float(item_id in positives[task]) if known else 1.0 if task == sequence.where else MISSING
             yield Event(-math.inf, parts)
 
@@ -299,7 +305,7 @@ def _convert(feature: Feature, text: str, origin: str) -> Any:
         value = float(text)
     except ValueError:
         value = math.inf
-    if math.isinf(value):
+    if abs(value) > LARGEST:
         raise DataError(
             f"{origin}: a finite number is expected for feature `{feature.name}`. Received: `{text}`. "
             "Leave missing values empty, or make the feature categorical."

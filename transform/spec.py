@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from transform.score_formula import parse_score
 
 RESERVED_NAMES = frozenset({"candidate_count", "candidate_mask", "request_id", "request_time", "score", "examples"})
 RESERVED_PREFIXES = ("label_", "mask_", "cache_")
+GROUPS = frozenset({"user", "context", "candidate"})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `1e-5` for a text; JSON and everyone else take it for a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class RankingSpec(sections.Section):
@@ -64,7 +75,7 @@ class RankingSpec(sections.Section):
     def parse(cls, text: str, origin: str = "spec") -> RankingSpec:
         """Reads and checks a spec given as YAML (or JSON) text; `origin` names it in error messages."""
         try:
-            content = yaml.safe_load(text)
+            content = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise SpecError(f"{origin}: YAML is expected. Received: {' '.join(str(error).split())}.") from error
         if not isinstance(content, dict):
@@ -217,7 +228,8 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
     derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.feature_groups() if "set" in f.type]
     for place, name in named + derived:
-        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+        group = name in GROUPS and place.startswith("sequences")
+        if group or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
             yield f"{place}.name: a name that the package does not use is expected. Received: `{name}`. Rename it."
         elif name in places:
             yield f"{place}.name: names unique over the file are expected. Received: `{name}`, also {places[name]}."
@@ -250,7 +262,7 @@ def _task_problems(spec: RankingSpec) -> Iterator[str]:
 def _feature_problems(spec: RankingSpec) -> Iterator[str]:
     outcomes = {task.label: f"the label of task `{task.name}`" for task in spec.tasks}
     outcomes.update({column: "listed in data.outcomes" for column in spec.data.outcomes})
-    dims: dict[str, tuple[str, int]] = {}
+    settings: dict[tuple[str, str], tuple[str, Any]] = {}
     for group, feature in spec.feature_groups():
         place = f"features.{group} `{feature.name}`"
         if feature.source_column in outcomes:
@@ -264,12 +276,16 @@ def _feature_problems(spec: RankingSpec) -> Iterator[str]:
             yield f"{place}: `pick` belongs to user and context features. Remove it."
         if feature.type != "numeric":
             table = vocabulary_name(feature)
-            first, dim = dims.setdefault(table, (feature.name, feature.dim))
-            if dim != feature.dim:
-                yield (
-                    f"{place}.dim: features that share vocabulary `{table}` need one dim. Received: {feature.dim}, "
-                    f"but {dim} in `{first}`. Make them equal."
-                )
+            asked = {"dim": feature.dim}
+            if feature.vocabulary:
+                asked.update({key: getattr(feature.vocabulary, key) for key in feature.vocabulary.model_fields_set})
+            for key in [key for key in ("dim", "top_k", "min_frequency", "oov") if key in asked]:
+                first, value = settings.setdefault((table, key), (feature.name, asked[key]))
+                if value != asked[key]:
+                    yield (
+                        f"{place}: features that share vocabulary `{table}` need one {key}. Received: {asked[key]}, "
+                        f"but {value} in `{first}`. Make them equal."
+                    )
 
 
 def _sequence_problems(spec: RankingSpec) -> Iterator[str]:

@@ -12,12 +12,15 @@ import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from transform.errors import DataError
+
+BUFFER_BYTES = 1 << 18
 
 
 class Row(NamedTuple):
@@ -37,7 +40,7 @@ def match_files(data_dir: str, patterns: Sequence[str], place: str) -> list[str]
         place: str. The section in the spec, for the message.
 
     Returns:
-        Sorted paths.
+        Paths, sorted within a pattern, each once.
 
     Raises:
         DataError: when a pattern matches nothing, or a file is of a kind that can't be read.
@@ -54,12 +57,31 @@ def match_files(data_dir: str, patterns: Sequence[str], place: str) -> list[str]
     for path in paths:
         if not path.endswith((".csv", ".csv.gz")):
             raise DataError(f"{place}: .csv or .csv.gz files are expected. Received: `{path}`. Convert the file.")
-    return paths
+    return list(dict.fromkeys(paths))
+
+
+class _Stream(io.RawIOBase):
+    """A file of TensorFlow's file system layer as one of Python's streams."""
+
+    def __init__(self, path: str):
+        self._file = tf.io.gfile.GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _open(path: str) -> io.TextIOWrapper:
-    raw = tf.io.gfile.GFile(path, "rb")
-    return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw, "utf-8", newline="")
+    raw = io.BufferedReader(_Stream(path), BUFFER_BYTES)
+    return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw, "utf-8-sig", newline="")
 
 
 def _lines(path: str) -> Iterator[list[str]]:
@@ -67,7 +89,7 @@ def _lines(path: str) -> Iterator[list[str]]:
     try:
         with _open(path) as file:
             yield from csv.reader(file)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, tf.errors.OpError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, tf.errors.OpError) as error:
         raise DataError(
             f"{path}: a readable csv file in UTF-8 is expected. Received: {error}. Check that it is whole."
         ) from error

@@ -59,7 +59,9 @@ class TargetAttention(keras.layers.Layer):
         of_query = ops.expand_dims(ops.matmul(query, self.query_kernel) + self.bias, 2)
         of_key = ops.expand_dims(ops.matmul(keys, self.key_kernel), 1)
         product = ops.expand_dims(query, 2) * ops.expand_dims(keys, 1)
-        hidden = ops.silu(of_query + of_key + ops.matmul(product, self.product_kernel))
+        # An einsum, not a matmul: TensorFlow 2.16's oneDNN kernel corrupts the heap on [B, N, U, d] x [d, h].
+        of_product = ops.einsum("bnud,dh->bnuh", product, self.product_kernel)
+        hidden = ops.silu(of_query + of_key + of_product)
         weights = ops.einsum("bnuh,h->bnu", hidden, self.output_kernel)
         weights = weights * ops.expand_dims(ops.cast(keys_mask, weights.dtype), 1)
         return ops.matmul(weights, keys)

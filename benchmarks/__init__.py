@@ -1,0 +1,1 @@
+"""Benchmarks: what the package reaches beside its rivals, measured on this machine."""

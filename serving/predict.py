@@ -1,0 +1,135 @@
+"""Scores a log with an exported model: `python -m serving.predict --help`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transform.environment import prepare_environment
+
+prepare_environment()
+
+import apache_beam as beam
+import tensorflow as tf
+from rich.progress import Progress
+
+from serving.export import load_spec, newest_version
+from serving.signatures import SCORE, SERVING_DEFAULT
+from transform import examples
+from transform.batches import count_requests
+from transform.errors import DataError, UserError, find_user_error
+from transform.impressions import RequestExamples
+from transform.requests import SCORING_SPLIT
+from transform.spec import RankingSpec
+
+BATCH_REQUESTS = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scores every impression of a log and writes one row each.
+
+    Args:
+        argv: sequence of str, optional. Command-line arguments. Defaults to those of the process.
+
+    Returns:
+        0, or 1 when the user has something to correct.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.predict",
+        description="Scores the impressions of a log with an exported model and writes a table, best score first in "
+        "each request. The model brings its spec; the log needs no labels.",
+    )
+    parser.add_argument("--model", required=True, help="a version folder, or the folder that holds the versions")
+    parser.add_argument("--data", required=True, help="the folder that the paths in the model's spec are relative to")
+    parser.add_argument("--spec", help="another spec file for the paths (default: the model's own)")
+    parser.add_argument("--output", required=True, help="the .csv file to write")
+    arguments = parser.parse_args(argv)
+    try:
+        model_dir = newest_version(arguments.model)
+        spec = load_spec(model_dir)
+        if arguments.spec:
+            spec = spec.model_copy(update={"data": RankingSpec.load(arguments.spec).data})
+        rows = score_log(spec, model_dir, arguments.data, arguments.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{rows:,} impressions scored with {model_dir}: {arguments.output}")
+    return 0
+
+
+def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> int:
+    """Scores every impression of a log.
+
+    Args:
+        spec: RankingSpec. The model's.
+        model_dir: str. An exported model.
+        data_dir: str. The folder that the spec's paths are relative to.
+        output: str. The csv file to write: `request_id`, the item's key or the candidate's position, a probability a
+            task, the fused `score`, and `rank` within the request. It appears whole or not at all.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: when the log does not fit the spec, or the file can't be written.
+    """
+    item = spec.item_feature
+    with tempfile.TemporaryDirectory() as folder:
+        _write_requests(spec, data_dir, os.path.join(folder, "requests"))
+        files = tf.io.gfile.glob(os.path.join(folder, "requests*"))
+        signature = tf.saved_model.load(model_dir).signatures[SERVING_DEFAULT]
+        unfinished = f"{output}.unfinished"
+        rows = 0
+        try:
+            with open(unfinished, "w", newline="", encoding="utf-8") as file, Progress(transient=True) as progress:
+                shown = progress.add_task("requests", total=count_requests(files))
+                table = csv.writer(file)
+                table.writerow([examples.REQUEST_ID, item or "candidate", *spec.task_names, SCORE, "rank"])
+                for batch in tf.data.TFRecordDataset(files, "GZIP").batch(BATCH_REQUESTS):
+                    for row in _rows(spec, item, batch.numpy(), signature(examples=batch)):
+                        table.writerow(row)
+                        rows += 1
+                    progress.update(shown, advance=len(batch))
+            os.replace(unfinished, output)
+        except OSError as error:
+            raise DataError(f"--output: a file that can be written is expected. Received: {error}.") from error
+        finally:
+            if os.path.exists(unfinished):
+                os.remove(unfinished)
+    return rows
+
+
+def _write_requests(spec: RankingSpec, data_dir: str, prefix: str) -> None:
+    try:
+        with beam.Pipeline() as pipeline:
+            requests = pipeline | RequestExamples(spec, data_dir, for_scoring=True)
+            _ = requests[SCORING_SPLIT] | beam.io.WriteToTFRecord(prefix, file_name_suffix=".gz")
+    except Exception as error:
+        message = find_user_error(error)
+        if message is None:
+            raise
+        raise DataError(message) from error
+
+
+def _rows(
+    spec: RankingSpec, item: str | None, serialized: Sequence[bytes], outputs: dict[str, tf.Tensor]
+) -> Iterator[list[Any]]:
+    """The table's rows of a batch, each request's best score first."""
+    columns = [outputs[name].numpy() for name in (*spec.task_names, SCORE)]
+    for index, request in enumerate(serialized):
+        values = examples.decode(request)
+        count = values[examples.CANDIDATE_COUNT][0]
+        best_first = (-columns[-1][index, :count]).argsort(kind="stable")
+        for rank, n in enumerate(best_first, start=1):
+            name = values[item][n] if item else int(n)
+            scores = [f"{column[index, n]:.6f}" for column in columns]
+            yield [values[examples.REQUEST_ID][0], name, *scores, rank]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
