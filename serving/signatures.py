@@ -42,10 +42,12 @@ class RankingSignatures(tf.Module):
         super().__init__()
         self._spec = spec
         self._request, self._sequences, self._candidates = _raw_inputs(spec)
+        # Attributes of the module, so that the SavedModel holds their variables and tables.
         self.model = model
-        self.preprocess = (
-            preprocess  # attributes of the module, so that the SavedModel holds their variables and tables
-        )
+        self.preprocess = preprocess
+        # TensorFlow's own variables inside Keras's: without them a TF1 session, and so TF Serving, restores copies and
+        # leaves those that the functions read uninitialised.
+        self.tensorflow_variables = [getattr(variable, "_value", variable) for variable in model.variables]
 
     def all(self) -> dict[str, Any]:
         """Every signature by name, as concrete functions."""

@@ -17,7 +17,9 @@ from transform import spec_sections as sections
 from transform.errors import SpecError
 from transform.score_formula import parse_score
 
-RESERVED_NAMES = frozenset({"candidate_count", "candidate_mask", "request_id", "request_time", "score", "examples"})
+RESERVED_NAMES = frozenset(
+    {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples"}
+)
 RESERVED_PREFIXES = ("label_", "mask_", "cache_")
 GROUPS = frozenset({"user", "context", "candidate"})
 
@@ -228,8 +230,8 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
     derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.feature_groups() if "set" in f.type]
     for place, name in named + derived:
-        group = name in GROUPS and place.startswith("sequences")
-        if group or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+        taken = name in GROUPS and place.startswith("sequences")
+        if taken or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
             yield f"{place}.name: a name that the package does not use is expected. Received: `{name}`. Rename it."
         elif name in places:
             yield f"{place}.name: names unique over the file are expected. Received: `{name}`, also {places[name]}."

@@ -1,0 +1,269 @@
+"""No skew: every way to a score gives the Trainer's score."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving.export import export_model, load_spec, newest_version
+from trainer.models.registry import build_model
+from transform import examples
+from transform.batches import request_batches
+from transform.errors import DataError
+from transform.examples import sequence_key
+
+TOLERANCE = 1e-5
+BATCH = 7  # does not divide the number of requests, and pads
+
+
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory) -> tuple:
+    import keras
+
+    keras.utils.set_random_seed(3)
+    model = build_model(small.spec.model, small.inputs())
+    for variable in model.trainable_variables:  # far from the start, where all scores are alike
+        variable.assign(np.random.default_rng(len(variable.path)).normal(0, 0.3, variable.shape))
+    path = str(tmp_path_factory.mktemp("export") / "1")
+    export_model(small.spec, model, small.transform_output.transform_features_layer(), path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+    loaded = tf.saved_model.load(exported[1])
+    return {name: _keep(loaded, function) for name, function in loaded.signatures.items()}
+
+
+def _keep(loaded, function):
+    return lambda **inputs: {name: tensor.numpy() for name, tensor in function(**inputs).items() if loaded}
+
+
+def _requests(small) -> list[bytes]:
+    return [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
+
+
+def _raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str, np.ndarray]:
+    """The inputs of `rank` as a client would build them: padded lists, with lengths beside them."""
+    decoded = [examples.decode(request) for request in requests]
+    dtypes = examples.input_dtypes(spec)
+    raw = {examples.CANDIDATE_COUNT: np.array([v[examples.CANDIDATE_COUNT][0] for v in decoded], "int64")}
+    n = max(raw[examples.CANDIDATE_COUNT]) + extra_padding
+
+    def padded(lists: list[list], size: int, is_text: bool) -> np.ndarray:
+        filler = "" if is_text else 0.0
+        return np.array(
+            [values + [filler] * (size - len(values)) for values in lists], object if is_text else "float32"
+        )
+
+    for group, feature in spec.feature_groups():
+        is_text = dtypes[feature.name] == tf.string
+        lists = [values[feature.name] for values in decoded]
+        if group != "candidate":
+            raw[feature.name] = padded(lists, 1, is_text)[:, 0]
+        elif feature.type == "categorical_set":
+            raw[feature.name] = _padded_sets(decoded, feature.name, n)
+        else:
+            raw[feature.name] = padded(lists, n, is_text)
+    for sequence in spec.sequences:
+        parts = (*sequence.features, *sequence.feedback)
+        lists = {part: [values[sequence_key(sequence.name, part)] for values in decoded] for part in parts}
+        lengths = [len(values) for values in lists[parts[0]]]
+        raw[examples.length_key(sequence.name)] = np.array(lengths, "int64")
+        for part in parts:
+            key = sequence_key(sequence.name, part)
+            raw[key] = padded(lists[part], max(lengths) + extra_padding, dtypes[key] == tf.string)
+    return raw
+
+
+def _padded_sets(decoded: list[dict], name: str, n: int) -> np.ndarray:
+    widest = max((length for values in decoded for length in values[examples.length_key(name)]), default=0)
+    sets = np.full((len(decoded), n, widest), "", object)
+    for row, values in enumerate(decoded):
+        members = iter(values[name])
+        for column, length in enumerate(values[examples.length_key(name)]):
+            sets[row, column, :length] = [next(members) for _ in range(length)]
+    return sets
+
+
+def _constants(spec, raw: dict[str, np.ndarray], keys) -> dict[str, tf.Tensor]:
+    dtypes = examples.input_dtypes(spec)
+    return {
+        key: tf.constant(
+            raw[key].tolist() if raw[key].dtype == object else raw[key], _dtype(dtypes, key), raw[key].shape
+        )
+        for key in keys
+    }
+
+
+def _dtype(dtypes, key):
+    return dtypes.get(key, tf.int64)
+
+
+def _batches(requests: list[bytes]) -> Iterator[list[bytes]]:
+    for start in range(0, len(requests), BATCH):
+        yield requests[start : start + BATCH]
+
+
+def _is_candidate_input(spec, key: str) -> bool:
+    context = {feature.name for feature in spec.features.context}
+    candidates = {feature.name for feature in spec.features.candidate}
+    return key in context | candidates | {examples.CANDIDATE_COUNT}
+
+
+def _rank(small, signatures, batch, extra_padding=0):
+    raw = _raw_inputs(small.spec, batch, extra_padding)
+    return signatures["rank"](**_constants(small.spec, raw, raw))
+
+
+def _rank_in_two_steps(small, signatures, batch):
+    raw = _raw_inputs(small.spec, batch)
+    users = [key for key in raw if not _is_candidate_input(small.spec, key)]
+    cache = signatures["encode_context"](**_constants(small.spec, raw, users))
+    others = _constants(small.spec, raw, [key for key in raw if key not in users])
+    return signatures["rank_with_context"](**{name: tf.constant(value) for name, value in cache.items()}, **others)
+
+
+def test_every_signature_gives_the_trainers_scores(small, exported, signatures):
+    requests = _requests(small)
+    trained = _trainers_probabilities(small, exported[0])
+    by_signature: dict[str, dict[str, list]] = {}
+    for batch in _batches(requests):
+        answers = {
+            "serving_default": signatures["serving_default"](examples=tf.constant(batch)),
+            "rank": _rank(small, signatures, batch),
+            "two steps": _rank_in_two_steps(small, signatures, batch),
+        }
+        for name, answer in answers.items():
+            present = answer["candidate_mask"] > 0
+            for key in (*small.spec.task_names, "score"):
+                by_signature.setdefault(name, {}).setdefault(key, []).extend(answer[key][present])
+                assert not answer[key][~present].any(), "padded candidates score 0"
+    for k, task in enumerate(small.spec.task_names):
+        assert np.ptp(trained[:, k]) > 0.1
+        for name, scores in by_signature.items():
+            np.testing.assert_allclose(scores[task], trained[:, k], atol=TOLERANCE, err_msg=f"{name} {task}")
+    for name in ("rank", "two steps"):
+        expected = by_signature["serving_default"]["score"]
+        np.testing.assert_allclose(by_signature[name]["score"], expected, atol=TOLERANCE, err_msg=name)
+
+
+def _trainers_probabilities(small, model) -> np.ndarray:
+    """[all candidates, K]: Transform wrote the requests in the order of the raw ones."""
+    rows = []
+    for batch, _ in request_batches(small.spec, small.transformed["test"], 50):
+        rows.append(tf.sigmoid(model(batch, training=False)).numpy()[batch["candidates"]["mask"].numpy()])
+    return np.concatenate(rows)
+
+
+def test_score_is_the_formula(small, signatures):
+    answer = signatures["serving_default"](examples=tf.constant(_requests(small)[:20]))
+    present = answer["candidate_mask"] > 0
+    np.testing.assert_allclose(
+        answer["score"][present], (answer["buy"] * answer["save"] ** 0.5)[present], rtol=1e-5, atol=1e-7
+    )
+
+
+def test_padding_of_a_client_changes_nothing(small, signatures):
+    batch = _requests(small)[:9]
+    plain, padded = _rank(small, signatures, batch), _rank(small, signatures, batch, extra_padding=3)
+    n = plain["score"].shape[1]
+    for key, values in plain.items():
+        np.testing.assert_allclose(padded[key][:, :n], values, atol=TOLERANCE)
+        assert not padded[key][:, n:].any()
+
+
+def test_context_does_not_depend_on_candidates_or_request_context(small, signatures):
+    spec, batch = small.spec, _requests(small)[:5]
+    raw = _raw_inputs(spec, batch)
+    users = [key for key in raw if not _is_candidate_input(spec, key)]
+    cache = signatures["encode_context"](**_constants(spec, raw, users))
+    assert all(name.startswith("cache_") for name in cache)
+    assert all(len(value) == len(batch) for value in cache.values())
+
+
+def test_users_without_history_and_single_candidates(small, signatures):
+    spec = small.spec
+    raw = _raw_inputs(spec, _requests(small)[:4])
+    for sequence in spec.sequences:
+        raw[examples.length_key(sequence.name)][:] = 0
+        for part in (*sequence.features, *sequence.feedback):
+            key = sequence_key(sequence.name, part)
+            raw[key] = raw[key][:, :0]
+    raw[examples.CANDIDATE_COUNT][:] = 1
+    for feature in spec.features.candidate:
+        raw[feature.name] = raw[feature.name][:, :1]
+    answer = signatures["rank"](**_constants(spec, raw, raw))
+    assert answer["score"].shape == (4, 1)
+    assert np.isfinite(answer["score"]).all()
+
+
+def test_unknown_and_missing_values_are_scored(small, signatures):
+    request = tf.train.Example.FromString(_requests(small)[0])
+    request.features.feature["user"].bytes_list.value[0] = b"never seen"
+    request.features.feature["age"].float_list.value[0] = float("nan")
+    del request.features.feature["device"]
+    answer = signatures["serving_default"](examples=tf.constant([request.SerializeToString()]))
+    assert np.isfinite(answer["score"]).all()
+
+
+def test_transform_features_are_transforms(small, signatures):
+    transformed = next(iter(request_batches(small.spec, small.transformed["test"], 10_000)))[0]
+    served = signatures["transform_features"](examples=tf.constant(_requests(small)))
+    expected = {**transformed["user"], **transformed["context"]}
+    for sequence, parts in transformed["sequences"].items():
+        expected.update({sequence_key(sequence, part): values for part, values in parts.items()})
+    expected.update({name: values for name, values in transformed["candidates"].items() if name != "mask"})
+    expected["candidate_mask"] = transformed["candidates"]["mask"]
+    assert set(served) == set(expected)
+    for key, values in expected.items():
+        np.testing.assert_allclose(served[key], values.numpy(), atol=TOLERANCE, err_msg=key)
+
+
+def test_stock_tensorflow_runs_it_in_a_fresh_process(small, exported, signatures, tmp_path):
+    requests = _requests(small)[:6]
+    (tmp_path / "requests.txt").write_text(json.dumps([request.hex() for request in requests]))
+    program = """
+import json, sys
+import numpy as np, tensorflow as tf
+requests = [bytes.fromhex(text) for text in json.load(open(sys.argv[2]))]
+graph = tf.Graph()
+with tf.compat.v1.Session(graph=graph) as session:  # what TF Serving does
+    meta = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
+    signature = meta.signature_def["serving_default"]
+    outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
+    answer = session.run(outputs, {signature.inputs["examples"].name: requests})
+assert not {"transform", "trainer", "serving", "tensorflow_transform"} & set(sys.modules), "stock TensorFlow only"
+print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.items()}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, exported[1], str(tmp_path / "requests.txt")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    fresh = json.loads(done.stdout.splitlines()[-1])
+    expected = signatures["serving_default"](examples=tf.constant(requests))
+    assert set(fresh) == set(expected)
+    for key, values in expected.items():
+        np.testing.assert_allclose(fresh[key], values, atol=TOLERANCE)
+
+
+def test_export_brings_its_spec_and_leaves_nothing_half_written(small, exported):
+    path = Path(exported[1])
+    assert load_spec(str(path)) == small.spec
+    assert [entry.name for entry in path.parent.iterdir()] == ["1"]
+    assert newest_version(str(path.parent)) == str(path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(DataError, match="exported ranking model"):
+        load_spec(str(tmp_path))
