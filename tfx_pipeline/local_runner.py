@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transform.environment import prepare_environment
 
@@ -22,6 +22,10 @@ from rich.console import Console
 
 from transform.errors import PipelineError, UserError, find_user_error
 from transform.spec import RankingSpec
+
+if TYPE_CHECKING:
+    from tfx_pipeline.config import PipelineConfig
+    from tfx_pipeline.runs import ComponentRun
 
 WIDTH_WITHOUT_TERMINAL = 160
 
@@ -71,48 +75,48 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
     console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
     with _quiet(log_path, arguments.verbose):
-        # Heavy imports come after the first mistakes are told, and where their noise goes to the log.
-        from tfx.orchestration.local.local_dag_runner import LocalDagRunner
-
-        from tfx_pipeline.config import PipelineConfig
-        from tfx_pipeline.pipeline import create_pipeline
-        from tfx_pipeline.runs import RunReader
-        from tfx_pipeline.summary import print_anomalies, print_summary
+        # Heavy imports come after the mistakes that can be told without them, and where their noise goes to the log.
         from trainer.models.registry import find_model
         from transform.sources import resolve_sources
 
         find_model(spec.model)
         resolve_sources(spec, arguments.data)
+
+        from tfx_pipeline.config import PipelineConfig
+
         beam = {} if arguments.beam_args is None else {"beam_args": tuple(f"--{arg}" for arg in arguments.beam_args)}
-        config = PipelineConfig(spec, os.path.abspath(arguments.data), output, arguments.allow_anomalies, **beam)
-        imported = time.time()
-        progress = _Progress(console, lambda: RunReader(config.metadata_path, spec.name).newest())
-        logging.getLogger("absl").addHandler(progress)
-        try:
-            LocalDagRunner().run(create_pipeline(config))
-        except Exception as error:
-            message = find_user_error(error)
-            if message is None:
-                raise
-            raise PipelineError(message) from error
-        finally:
-            logging.getLogger("absl").removeHandler(progress)
-        run = RunReader(config.metadata_path, spec.name).newest()
-        seconds = time.time() - imported
-        nodes = [component for component in run.values() if component.node != "latest_blessed_model"]
-        # The gate writes nothing, so TFX has nothing to cache for it.
-        unchanged = all(component.cached for component in nodes if component.outputs)
-        if unchanged:
-            console.print(
-                "Nothing changed since the last run: nothing was run again, nothing was pushed.", style="bold"
-            )
-        print_anomalies(run, console)
-        print_summary(spec, run, console)
+        _execute(
+            PipelineConfig(spec, os.path.abspath(arguments.data), output, arguments.allow_anomalies, **beam), console
+        )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    console.print(
-        f"Pipeline {seconds:.0f} s (imports {imported - started:.0f} s before it), peak memory {memory:.1f} GiB.",
-        highlight=False,
-    )
+    console.print(f"{time.time() - started:.0f} s in all, peak memory {memory:.1f} GiB.", highlight=False)
+
+
+def _execute(config: PipelineConfig, console: Console) -> None:
+    """Runs the pipeline and prints what came of it."""
+    from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+    from tfx_pipeline.pipeline import create_pipeline
+    from tfx_pipeline.runs import RunReader
+    from tfx_pipeline.summary import print_summary
+
+    def newest_run() -> dict[str, ComponentRun]:
+        return RunReader(config.metadata_path, config.spec.name).newest()
+
+    started = time.time()
+    progress = _Progress(console, newest_run)
+    logging.getLogger("absl").addHandler(progress)
+    try:
+        LocalDagRunner().run(create_pipeline(config))
+    except Exception as error:
+        message = find_user_error(error)
+        if message is None:
+            raise
+        raise PipelineError(message) from error
+    finally:
+        logging.getLogger("absl").removeHandler(progress)
+    console.print(f"Pipeline: {time.time() - started:.0f} s.", highlight=False)
+    print_summary(config.spec, newest_run(), console)
 
 
 def _make_folders(*paths: str) -> None:
@@ -152,7 +156,7 @@ def _quiet(log_path: str, verbose: bool) -> Iterator[None]:
 class _Progress(logging.Handler):
     """Turns the local runner's log records into a line a component: its name, its time, whether it was cached."""
 
-    def __init__(self, console: Console, newest_run: Callable[[], dict[str, Any]]):
+    def __init__(self, console: Console, newest_run: Callable[[], dict[str, ComponentRun]]):
         super().__init__(logging.INFO)
         self._console = console
         self._newest_run = newest_run

@@ -21,6 +21,7 @@ from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation import eval_config
 from tfx_pipeline.modules import CODE_KEY, SPEC_KEY
+from tfx_pipeline.runs import RESOLVER_ID
 from transform.examples import raw_schema
 from transform.spec import RankingSpec
 
@@ -81,7 +82,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         model=Channel(type=standard_artifacts.Model),
         model_blessing=Channel(type=standard_artifacts.ModelBlessing),
         candidate=trainer.outputs["model"],
-    ).with_id("latest_blessed_model")
+    ).with_id(RESOLVER_ID)
     evaluator = Evaluator(
         examples=examples,
         model=trainer.outputs["model"],

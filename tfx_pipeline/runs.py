@@ -11,6 +11,8 @@ from tfx.orchestration import metadata
 from tfx.orchestration.portable.mlmd import event_lib
 from tfx.types import Artifact, artifact_utils
 
+RESOLVER_ID = "latest_blessed_model"
+
 _States = metadata_store_pb2.Execution
 FINISHED = (_States.COMPLETE, _States.CACHED)
 

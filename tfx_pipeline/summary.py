@@ -17,7 +17,7 @@ from tfx_pipeline.components.anomaly_gate import read_anomalies
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
 from tfx_pipeline.evaluation import EvaluationMetrics, load_failures, load_metrics, load_not_gated
-from tfx_pipeline.runs import ComponentRun
+from tfx_pipeline.runs import RESOLVER_ID, ComponentRun
 from transform.impressions import SPLITS
 from transform.spec import RankingSpec
 
@@ -36,7 +36,7 @@ NOTED_COUNTS = (
 
 
 def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Console) -> None:
-    """Prints data, metrics, slices and the verdict of a finished run.
+    """Prints anomalies, data, metrics, slices and the verdict of a finished run.
 
     Args:
         spec: RankingSpec.
@@ -47,6 +47,10 @@ def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Cons
     metrics = load_metrics(evaluation)
     baselines = _read_json(os.path.join(run["Baselines"].output("baselines").uri, BASELINES_FILE))
     counts = _read_json(os.path.join(run["ImpressionExampleGen"].output("examples").uri, COUNTS_FILE))
+    # What writes nothing (the gate) or only chooses (the resolver) has nothing to cache.
+    if all(component.cached for component in run.values() if component.outputs and component.node != RESOLVER_ID):
+        console.print("Nothing changed since the last run: nothing was run again, nothing was pushed.", style="bold")
+    _print_anomalies(run, console)
     _print_data(counts, console)
     console.print(_task_table(spec, metrics, baselines, _gate_texts(spec, evaluation)))
     if len(metrics.candidate) > 1:
@@ -54,8 +58,7 @@ def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Cons
     _print_verdict(run, evaluation, metrics, console)
 
 
-def print_anomalies(run: dict[str, ComponentRun], console: Console) -> None:
-    """Prints the anomalies that the ExampleValidator found."""
+def _print_anomalies(run: dict[str, ComponentRun], console: Console) -> None:
     anomalies = read_anomalies(run["ExampleValidator"].output("anomalies"))
     console.print(f"Anomalies: {len(anomalies) or 'none'}", highlight=False)
     for line in anomalies:
@@ -146,7 +149,8 @@ def _print_verdict(run: dict[str, ComponentRun], evaluation: str, metrics: Evalu
     elif not tf.io.gfile.exists(os.path.join(model, "saved_model.pb")):
         console.print(f"Model: was pushed to {model}, but is no longer there.", highlight=False, soft_wrap=True)
     else:
-        console.print(f"Model: {model}", highlight=False, soft_wrap=True)
+        shown = os.path.relpath(model) if model.startswith(os.getcwd() + os.sep) else model
+        console.print(f"Model: {shown}", highlight=False, soft_wrap=True)
 
 
 def _value(value: float | None, change: float | None) -> str:

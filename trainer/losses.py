@@ -19,8 +19,8 @@ def masked_bce(logits: Any, labels: Any, mask: Any) -> Any:
     Returns:
         Float [K]. The mean over the labels that are there; 0 for a task without any.
     """
-    # log(1 + e^x) - x y, written so that no exponent overflows
-    losses = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    # log(1 + e^x) of a negative, log(1 + e^-x) of a positive; exact at 0 too, where relu and abs have no slope
+    losses = ops.softplus(logits * (1 - 2 * labels))
     total = ops.sum(losses * mask, axis=(0, 1))
     return total / ops.maximum(ops.sum(mask, axis=(0, 1)), 1.0)
 

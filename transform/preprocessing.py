@@ -118,7 +118,7 @@ def _numeric_function(feature: Feature, tensor: tf.SparseTensor) -> Apply:
 
         return lambda x: _map_values(bucket, x)
     scale = _signed_log if feature.transform == "log_z" else tf.identity
-    # In double precision: Beam adds in no fixed order, and float32 sums would differ in their last bits from run to run.
+    # In double precision: Beam adds in no fixed order, and float32 sums would differ in their last bits in every run.
     wide = tf.cast(scale(present), tf.float64)
     mean, variance = tf.cast(tft.mean(wide), tf.float32), tf.cast(tft.var(wide), tf.float32)
 

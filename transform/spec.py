@@ -105,6 +105,8 @@ class RankingSpec(sections.Section):
         """The same spec with another training seed; None changes nothing."""
         if seed is None:
             return self
+        if seed < 0:
+            raise SpecError(f"seed: a whole number from 0 on is expected. Received: {seed}.")
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def data_part(self) -> RankingSpec:

@@ -289,7 +289,13 @@ def test_past_that_makes_no_sense_is_refused(tmp_path, row, message):
 
 
 def test_exact_duplicates_are_dropped_and_counted(tmp_path):
-    log = [impression("a", 1), impression("b", 2), impression("a", 1), impression("a", 1), impression("a", 1, seconds="2")]
+    log = [
+        impression("a", 1),
+        impression("b", 2),
+        impression("a", 1),
+        impression("a", 1),
+        impression("a", 1, seconds="2"),
+    ]
     ((_, values),), counts = plain_requests(toy_spec(), write_files(tmp_path, log))
     assert sorted(values["item"]) == ["a", "a", "b"]  # the last row differs in a column that no one reads
     assert (counts["impressions_read"], counts["duplicates_dropped"]) == (5, 2)
@@ -479,7 +485,10 @@ def test_side_table_values_that_make_no_sense_name_the_feature(tmp_path):
         ({"data.past": {**PAST, "time": "untl"}}, "past.csv: column `untl` .*Did you mean `until`"),
         ({"features.user.0.column": "land"}, "features.user `country`: a column `land` in the user table and the log"),
         ({"features.context.0.column": "genre"}, "features.context `device`: a column `genre` in the log is expected"),
-        ({"features.candidate.3.column": "cost"}, "features.candidate `price`: a column `cost` in the log and the item"),
+        (
+            {"features.candidate.3.column": "cost"},
+            "features.candidate `price`: a column `cost` in the log and the item",
+        ),
     ],
 )
 def test_missing_files_and_columns_are_found_before_anything_runs(tmp_path, changes, message):
@@ -514,7 +523,9 @@ def test_column_order_may_differ_from_file_to_file(tmp_path):
 
 def gzipped_log(folder, rows=2000):
     chance = random.Random(1)
-    log = [impression(chance.choice("abcdefgh"), chance.randrange(10**9), bid=str(chance.random())) for _ in range(rows)]
+    log = [
+        impression(chance.choice("abcdefgh"), chance.randrange(10**9), bid=str(chance.random())) for _ in range(rows)
+    ]
     write_files(folder, log)
     content = (folder / "log.csv").read_bytes()
     (folder / "log.csv").unlink()
@@ -536,7 +547,9 @@ def test_damaged_gzip_is_a_data_error(tmp_path, damage):
         "not gzip": b"user,day,time\n" * 9,
     }
     (tmp_path / "log.csv.gz").write_bytes(broken[damage])
-    with pytest.raises(DataError, match=r"log.csv.gz: a readable csv file in UTF-8 is expected. .*Check that it is whole"):
+    with pytest.raises(
+        DataError, match=r"log.csv.gz: a readable csv file in UTF-8 is expected. .*Check that it is whole"
+    ):
         plain_requests(toy_spec({"data.impressions.files": ["log*.csv.gz"]}), tmp_path)
 
 
@@ -554,7 +567,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("u1,1,3", r"log.csv:3: 10 values .*Received: 3"), (",".join("1" * 11), r"log.csv:3: .*Received: 11")]
+    ("line", "message"),
+    [("u1,1,3", r"log.csv:3: 10 values .*Received: 3"), (",".join("1" * 11), r"log.csv:3: .*Received: 11")],
 )
 def test_a_row_with_another_number_of_values_is_refused(tmp_path, line, message):
     write_files(tmp_path, [impression("a", 1)])
@@ -606,16 +620,17 @@ def test_beam_counts_rows_out_of_order_and_late(tmp_path):
         impression("a", 10),
         impression("b", 30),
         impression("c", 20),  # out of order
+        impression("h", 25),  # still before the newest one
         impression("d", 40, day=2),
         impression("e", 35, day=2),  # out of order
         impression("f", 15),  # of day 1, after day 2 began: late as well
         impression("g", 50, day=2),
     ]
     found, counts = beam_requests(toy_spec(), write_files(tmp_path, log))
-    assert (counts["out_of_order_rows"], counts["late_rows"]) == (3, 1)
+    assert (counts["out_of_order_rows"], counts["late_rows"]) == (4, 1)
     first, second = sorted((examples.decode(request) for request in found["train"]), key=lambda r: r["request_id"])
-    assert first["item"] == ["a", "f", "c", "b"]
-    assert second["seen_item"] == ["a", "f", "c", "b"]
+    assert first["item"] == ["a", "f", "c", "h", "b"]
+    assert second["seen_item"] == ["f", "c", "h", "b"]
 
 
 def test_beam_takes_request_ids_without_tables_and_sequences(tmp_path):

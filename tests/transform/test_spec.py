@@ -137,6 +137,11 @@ def test_with_seed_changes_the_seed_alone():
     assert other.to_json() != spec.to_json()
 
 
+def test_a_seed_below_zero_is_refused_at_once():
+    with pytest.raises(SpecError, match="seed: a whole number from 0 on is expected. Received: -1"):
+        toy_spec().with_seed(-1)
+
+
 @pytest.mark.parametrize(
     ("changes", "user_key", "item_key", "item_feature"),
     [
@@ -201,11 +206,17 @@ BROKEN = {
         {"features.user.1.vocabulary": "v"},
         ["features.user[1]", "`vocabulary` has no meaning for type `numeric`", "Remove it"],
     ),
-    "NaN for a bound": ({"evaluation": {"gates": {"like": {"minimum": float("nan")}}}}, ["gates.like.minimum", "finite"]),
+    "NaN for a bound": (
+        {"evaluation": {"gates": {"like": {"minimum": float("nan")}}}},
+        ["gates.like.minimum", "finite"],
+    ),
     "infinite weight": ({"tasks.0.weight": float("inf")}, ["tasks[0].weight", "finite"]),
     # --- Names
     "task named as a feature": ({"tasks.0.name": "genre"}, ["Received: `genre`", "also tasks[0]", "unique"]),
-    "one feature twice": ({"features.context.0.name": "age"}, ["features.context[0].name", "`age`", "features.user[1]"]),
+    "one feature twice": (
+        {"features.context.0.name": "age"},
+        ["features.context[0].name", "`age`", "features.user[1]"],
+    ),
     "sequence named as a task": ({"sequences.1.name": "like"}, ["sequences[1].name", "`like`", "tasks[1]"]),
     "feature named as a part of a sequence": (
         {"features.user.0.name": "seen_item"},
@@ -216,6 +227,10 @@ BROKEN = {
         ["Received: `tags_length`", "also features.user[0]"],
     ),
     "reserved name": ({"features.user.0.name": "request_id"}, ["features.user[0].name", "`request_id`", "Rename it"]),
+    "feature named as the mask of its group": (
+        {"features.candidate.4.name": "mask"},
+        ["features.candidate[4].name", "`mask`", "Rename it"],
+    ),
     "reserved prefix": ({"features.user.0.name": "label_x"}, ["features.user[0].name", "`label_x`", "Rename it"]),
     "sequence named as a group": ({"sequences.1.name": "user"}, ["sequences[1].name", "`user`", "Rename it"]),
     # --- Requests and splits
@@ -238,7 +253,10 @@ BROKEN = {
     "task twice in the score": ({"score": "click * click^2"}, ["score: ", "`click` twice", "Add the powers up"]),
     "unknown task in where": ({"sequences.1.where": "lik"}, ["sequences[1].where", "`lik`", "Known: click, like"]),
     "unknown task in feedback": ({"sequences.0.feedback": ["no"]}, ["sequences[0].feedback", "`no`", "Known: click"]),
-    "unknown task in observed_when": ({"tasks.1.observed_when": "x"}, ["tasks[1].observed_when", "`x`", "Known: click"]),
+    "unknown task in observed_when": (
+        {"tasks.1.observed_when": "x"},
+        ["tasks[1].observed_when", "`x`", "Known: click"],
+    ),
     "unknown task in gates": (
         {"evaluation": {"gates": {"clik": {}}}},
         ["evaluation.gates.clik", "Received: `clik`", "Known: click, like, share"],
@@ -268,13 +286,19 @@ BROKEN = {
         {"features.user.0.type": "categorical_set"},
         ["features.user `country`", "`categorical` or `numeric` is expected", "Received: `categorical_set`"],
     ),
-    "pick of a candidate": ({"features.candidate.0.pick": "first"}, ["features.candidate `item`", "`pick`", "Remove it"]),
+    "pick of a candidate": (
+        {"features.candidate.0.pick": "first"},
+        ["features.candidate `item`", "`pick`", "Remove it"],
+    ),
     "sequence over an unknown feature": (
         {"sequences.0.features": ["item", "gnre"]},
         ["sequences[0].features", "Received: `gnre`", "Known: item, genre, tags"],
     ),
     "sequence over a user feature": ({"sequences.0.features": ["age"]}, ["sequences[0].features", "Received: `age`"]),
-    "sequence over a set": ({"sequences.0.features": ["tags"]}, ["sequences[0].features", "single-valued", "`tags`, a set"]),
+    "sequence over a set": (
+        {"sequences.0.features": ["tags"]},
+        ["sequences[0].features", "single-valued", "`tags`, a set"],
+    ),
     "sequence without features": ({"sequences.0.features": []}, ["sequences[0].features", "at least 1", "[]"]),
     "sequences without a user": (
         {"data.tables.user": REMOVE},
@@ -282,11 +306,28 @@ BROKEN = {
     ),
     "shared vocabulary of two dims": (
         {"features.candidate.1.vocabulary": "item", "features.candidate.1.dim": 8},
-        ["features.candidate `genre`", "need one dim", "share vocabulary `item`", "Received: 8", "16 in `item`", "Make them equal"],
+        [
+            "features.candidate `genre`",
+            "need one dim",
+            "share vocabulary `item`",
+            "Received: 8",
+            "16 in `item`",
+            "Make them equal",
+        ],
     ),
     "shared vocabulary of two sizes": (
-        {"features.candidate.0.vocabulary": {"top_k": 9}, "features.candidate.1.vocabulary": {"name": "item", "top_k": 8}},
-        ["features.candidate `genre`", "need one top_k", "share vocabulary `item`", "Received: 8", "9", "Make them equal"],
+        {
+            "features.candidate.0.vocabulary": {"top_k": 9},
+            "features.candidate.1.vocabulary": {"name": "item", "top_k": 8},
+        },
+        [
+            "features.candidate `genre`",
+            "need one top_k",
+            "share vocabulary `item`",
+            "Received: 8",
+            "9",
+            "Make them equal",
+        ],
     ),
     "past of another key": ({"data.past": {**PAST, "key": "who"}}, ["data.past.key", "`user`", "Received: `who`"]),
     "past of an unknown sequence": (
@@ -309,7 +350,10 @@ BROKEN = {
         {"evaluation": {"slices": [[], ["genre", "colour"]]}},
         ["evaluation.slices[1]", "Received: `colour`", "Known: country, age, device"],
     ),
-    "slice by a set": ({"evaluation": {"slices": [["tags"]]}}, ["evaluation.slices[0]", "Received: `tags`", "single-valued"]),
+    "slice by a set": (
+        {"evaluation": {"slices": [["tags"]]}},
+        ["evaluation.slices[0]", "Received: `tags`", "single-valued"],
+    ),
     "aggregates": ({"aggregates": [{"keys": [["item"]]}]}, ["aggregates", "an empty list is expected", "Leave it out"]),
     "gate with the wrong bound": (
         {"evaluation": {"gates": {"like": {"metric": "normalized_entropy", "minimum": 0.5}}}},
@@ -323,7 +367,7 @@ BROKEN = {
         {"evaluation": {"gates": {"default": {"metric": "calibration"}}}},
         ["evaluation.gates.default", "a metric with a direction", '"calibration"'],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "parts"), BROKEN.values(), ids=BROKEN)

@@ -49,7 +49,10 @@ PAST = {
     "feedback": {"like": "loved"},
 }
 USERS = [{"user": "u1", "country": "at", "age": "30"}, {"user": "u2", "country": "nz", "age": ""}]
-ITEMS = [{"item": name, "genre": f"g_{name}", "tags": f"{name},x", "price": str(1.5 * i)} for i, name in enumerate("abcdefgh")]
+ITEMS = [
+    {"item": name, "genre": f"g_{name}", "tags": f"{name},x", "price": str(1.5 * i)}
+    for i, name in enumerate("abcdefgh")
+]
 
 
 def edited(content, changes):

@@ -31,7 +31,7 @@ class FeatureEmbedding(keras.layers.Layer):
     Example:
     ```python
     inputs = ModelInputs((Column("candidate", "item", "id", "item", 8),), {"item": 100}, (), ("click",))
-    FeatureEmbedding(inputs)({"item": [[3, 5, 0]]}, group="candidate")  # [1, 3, 8]
+    FeatureEmbedding(inputs)({"item": np.array([[3, 5, 0]])}, group="candidate")  # [1, 3, 8]
     ```
     """
 

@@ -58,10 +58,11 @@ class SharedBottom(keras.layers.Layer):
         width = self.hidden[-1]
         # one fan-in a task: the glorot limits of a [width, width] matrix, not of the stack
         limit = (3.0 / width) ** 0.5
-        initializer = keras.initializers.RandomUniform(-limit, limit)
-        self.tower_kernel = self.add_weight(shape=(self.tasks, width, width), initializer=initializer, name="tower")
+        # an initializer each: one alone would draw the same numbers for both
+        towers, logits = (keras.initializers.RandomUniform(-limit, limit) for _ in range(2))
+        self.tower_kernel = self.add_weight(shape=(self.tasks, width, width), initializer=towers, name="tower")
         self.tower_bias = self.add_weight(shape=(self.tasks, width), initializer="zeros", name="tower_bias")
-        self.logit_kernel = self.add_weight(shape=(self.tasks, width), initializer=initializer, name="logit")
+        self.logit_kernel = self.add_weight(shape=(self.tasks, width), initializer=logits, name="logit")
         self.logit_bias = self.add_weight(shape=(self.tasks,), initializer="zeros", name="logit_bias")
         self.built = True
 

@@ -49,6 +49,11 @@ class DIN(RankingModel):
         **kwargs: Any,
     ):
         super().__init__(inputs, **kwargs)
+        if d < 1 or attention_hidden < 1:
+            raise ValueError(
+                "`d` and `attention_hidden` should be at least 1. "
+                f"Received: `d={d}`, `attention_hidden={attention_hidden}`. Use multiples of 8."
+            )
         if predictor not in PREDICTORS:
             raise ValueError(f"`predictor` should be one of {sorted(PREDICTORS)}. Received: `predictor={predictor}`.")
         self.d = d
@@ -58,13 +63,15 @@ class DIN(RankingModel):
         self.dropout = dropout
 
         # === Layers ===
-        names = self.inputs_spec.sequences
-        self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding")
-        self.event_projections = {name: keras.layers.Dense(d, name=f"{name}_event") for name in names}
-        self.query_projections = {name: keras.layers.Dense(d, name=f"{name}_query") for name in names}
-        self.attentions = {name: TargetAttention(attention_hidden, name=f"{name}_attention") for name in names}
+        names, dtype = self.inputs_spec.sequences, self.dtype_policy
+        self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding", dtype=dtype)
+        self.event_projections = {name: keras.layers.Dense(d, name=f"{name}_event", dtype=dtype) for name in names}
+        self.query_projections = {name: keras.layers.Dense(d, name=f"{name}_query", dtype=dtype) for name in names}
+        self.attentions = {
+            name: TargetAttention(attention_hidden, name=f"{name}_attention", dtype=dtype) for name in names
+        }
         self.predictor = PREDICTORS[predictor](
-            tasks=len(self.inputs_spec.tasks), hidden=self.hidden, dropout=dropout, name="predictor"
+            tasks=len(self.inputs_spec.tasks), hidden=self.hidden, dropout=dropout, name="predictor", dtype=dtype
         )
         candidate_names = {column.name for column in self.inputs_spec.group("candidate")}
         self.item_columns = {

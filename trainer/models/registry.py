@@ -7,7 +7,9 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from transform.columns import ModelInputs
 from transform.errors import SpecError
@@ -52,16 +54,21 @@ def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
 
 
 def find_model(model: Model) -> type[RankingModel]:
-    """The class that a spec asks for; raises a SpecError for an unknown name or setting."""
+    """The class that a spec asks for; raises a SpecError for an unknown name or setting, or a value of a wrong type."""
     for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
         importlib.import_module(f"trainer.models.{module.name}")
     if model.name not in _MODELS:
         raise SpecError(f"model.name: one of {', '.join(sorted(_MODELS))} is expected. Received: `{model.name}`.")
     cls = _MODELS[model.name]
     known = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "inputs", "kwargs")]
-    for name in model.settings:
+    types = get_type_hints(cls.__init__)
+    for name, value in model.settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             cure = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
             raise SpecError(f"model.{name}: a setting of `{model.name}` is expected. Received: `{name}`. {cure}")
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise SpecError(f"model.{name}: {error.errors()[0]['msg']}. Received: {value!r}.") from error
     return cls

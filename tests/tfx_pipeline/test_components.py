@@ -1,0 +1,213 @@
+"""The pipeline's own parts, one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_problem
+from tfx.types import standard_artifacts
+
+from serving.export import ASSETS_EXTRA, SPEC_FILE
+from tfx_pipeline.code_version import code_version
+from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
+from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.pipeline import create_pipeline, write_schema
+from transform.errors import DataError, PipelineError, SpecError, find_user_error
+from transform.spec import RankingSpec
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RankingSpec:
+    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+
+
+def model_artifact(folder: Path, number: int, spec: RankingSpec) -> standard_artifacts.Model:
+    path = folder / str(number) / "Format-Serving"
+    (path / ASSETS_EXTRA).mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"a model")
+    (path / ASSETS_EXTRA / SPEC_FILE).write_text(spec.to_json())
+    artifact = standard_artifacts.Model()
+    artifact.id, artifact.uri = number, str(folder / str(number))
+    return artifact
+
+
+def blessing(number: int, of_model: int, blessed: bool) -> standard_artifacts.ModelBlessing:
+    artifact = standard_artifacts.ModelBlessing()
+    artifact.id = number
+    artifact.set_int_custom_property("current_model_id", of_model)
+    artifact.set_int_custom_property("blessed", int(blessed))
+    return artifact
+
+
+def baseline_of(candidate: int, models: dict[int, standard_artifacts.Model], blessings: list) -> list[int]:
+    given = {"model": list(models.values()), "model_blessing": blessings, "candidate": [models[candidate]]}
+    return [model.id for model in BlessedBaselineStrategy().resolve_artifacts(None, given)["model"]]
+
+
+def test_baseline_is_the_latest_blessed_model_other_than_the_candidate(tmp_path, spec):
+    models = {number: model_artifact(tmp_path, number, spec) for number in (1, 2, 3)}
+    assert baseline_of(1, models, []) == []
+    assert baseline_of(1, models, [blessing(11, 1, True)]) == [], "a model is not its own baseline"
+    assert baseline_of(2, models, [blessing(11, 1, True)]) == [1]
+    assert baseline_of(3, models, [blessing(11, 1, True), blessing(12, 2, False)]) == [1]
+    assert baseline_of(3, models, [blessing(12, 2, True), blessing(13, 1, True)]) == [1], "blessed last, not made last"
+
+
+def test_a_model_of_other_tasks_or_inputs_is_no_baseline(tmp_path, spec, caplog):
+    other = spec.model_copy(update={"tasks": spec.tasks[:1]})
+    models = {1: model_artifact(tmp_path, 1, other), 2: model_artifact(tmp_path, 2, spec)}
+    assert baseline_of(2, models, [blessing(11, 1, True)]) == []
+    assert "is no baseline" in caplog.text
+
+
+def push(executor: AtomicPusherExecutor, model: standard_artifacts.Model, blessed: bool, base: Path):
+    pushed = standard_artifacts.PushedModel()
+    executor.Do(
+        {"model": [model], "model_blessing": [blessing(9, model.id, blessed)]},
+        {"pushed_model": [pushed]},
+        {"push_destination": json.dumps({"filesystem": {"base_directory": str(base)}})},
+    )
+    return pushed
+
+
+def test_push_is_whole_numeric_and_rising(tmp_path, spec):
+    base, model = tmp_path / "serving", model_artifact(tmp_path, 1, spec)
+    for _ in range(3):
+        push(AtomicPusherExecutor(), model, True, base)
+    names = sorted(entry.name for entry in base.iterdir())
+    assert len(names) == 3, "two pushes in one second are two versions"
+    for name in names:
+        assert name.isdigit()
+        assert (base / name / "saved_model.pb").read_bytes() == b"a model"
+        assert (base / name / ASSETS_EXTRA / SPEC_FILE).exists()
+
+
+def test_a_push_that_dies_leaves_no_version(tmp_path, spec, monkeypatch):
+    base, model = tmp_path / "serving", model_artifact(tmp_path, 1, spec)
+
+    def dies(source: str, target: str) -> None:
+        Path(target).mkdir(parents=True)
+        (Path(target) / "half").write_text("")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("tfx_pipeline.components.atomic_pusher.io_utils.copy_dir", dies)
+    with pytest.raises(OSError, match="disk full"):
+        push(AtomicPusherExecutor(), model, True, base)
+    assert not [entry.name for entry in base.iterdir() if entry.name.isdigit()]
+
+
+def test_a_model_that_is_not_blessed_is_not_pushed(tmp_path, spec):
+    pushed = push(AtomicPusherExecutor(), model_artifact(tmp_path, 1, spec), False, tmp_path / "serving")
+    assert not (tmp_path / "serving").exists()
+    assert pushed.get_int_custom_property("pushed") == 0
+
+
+def test_code_version_sees_every_edit_in_a_package(tmp_path, monkeypatch):
+    package = tmp_path / "edited_package"
+    (package / "inner").mkdir(parents=True)
+    for path in ("__init__.py", "inner/__init__.py", "inner/part.py"):
+        (package / path).write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_version("edited_package")
+    assert code_version("edited_package") == before
+    (package / "inner" / "part.py").write_text("x = 2\n")
+    assert code_version("edited_package") != before
+
+
+def cache_keys(spec: RankingSpec, folder: Path) -> dict[str, str]:
+    """What each component is cached by, as far as it follows from spec and code."""
+    pipeline = create_pipeline(PipelineConfig(spec, str(folder / "data"), str(folder / "out")))
+    return {component.id: str(sorted(component.exec_properties.items())) for component in pipeline.components}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {node for node in before if before[node] != after[node]}
+
+
+def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
+    def after(**changes):
+        return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
+
+    before = cache_keys(spec, tmp_path)
+    assert changed(before, cache_keys(after(), tmp_path)) == set()
+    model = cache_keys(after(model={"name": "din", "d": 4}), tmp_path)
+    assert changed(before, model) == {"Trainer"}
+    assert changed(before, cache_keys(spec.with_seed(7), tmp_path)) == {"Trainer"}
+    evaluation = cache_keys(after(evaluation={"slices": [["brand"]]}), tmp_path)
+    assert changed(before, evaluation) == {"Evaluator"}
+    split = {**small_problem.SPEC["split"], "train": [1, 4]}
+    data = changed(before, cache_keys(after(split=split), tmp_path))
+    assert {"ImpressionExampleGen", "Transform", "Trainer"} <= data
+
+
+def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
+    before = cache_keys(spec, tmp_path)
+    real = code_version
+
+    def edited(package: str):
+        return lambda *modules: real(*modules) + ("edited" if any(m.startswith(package) for m in modules) else "")
+
+    expected = {
+        "trainer.metrics": {"Evaluator", "Baselines"},
+        "serving": {"Trainer"},
+        "tfx_pipeline.extractors": {"Evaluator"},
+    }
+    for package, nodes in expected.items():
+        monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited(package))
+        assert changed(before, cache_keys(spec, tmp_path)) == nodes, package
+    monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited("transform"))
+    assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
+
+
+def test_schema_has_its_hash_in_its_name(tmp_path, spec):
+    path = write_schema(spec, str(tmp_path / "schema"))
+    assert write_schema(spec, str(tmp_path / "schema")) == path
+    other = spec.model_copy(update={"sequences": ()})
+    assert write_schema(other, str(tmp_path / "schema")) != path
+
+
+def test_baselines_are_smoothed_item_rates_of_the_train_split(small):
+    import tensorflow as tf
+
+    from tfx_pipeline.components.baselines import SMOOTHING, _candidates, _evaluate, _sum_columns
+    from trainer.metrics import Rows, compute
+
+    tasks, item = small.spec.task_names, small.spec.item_feature
+    rows = {}
+    for split in ("train", "test"):
+        records = tf.data.TFRecordDataset(small.raw[split], "GZIP")
+        rows[split] = [row for record in records for row in _candidates(record.numpy(), item, tasks)]
+    by_item: dict[str, list] = {}
+    for _, name, counts in rows["train"]:
+        by_item.setdefault(name, []).append(counts)
+    result = _evaluate(rows["test"], {name: _sum_columns(counts) for name, counts in by_item.items()}, tasks, True)
+    train = np.array([counts for _, _, counts in rows["train"]])
+    k = tasks.index("share")
+    mean = train[:, 0, k].sum() / train[:, 1, k].sum()
+    scores = []
+    for _, name, _ in rows["test"]:
+        own = np.array(by_item.get(name, [np.zeros((2, len(tasks)))]))[:, :, k].sum(0)
+        scores.append((own[0] + SMOOTHING * mean) / (own[1] + SMOOTHING))
+    test = np.array([counts for _, _, counts in rows["test"]])
+    groups = np.array([request for request, _, _ in rows["test"]])
+    expected = Rows.observed(test[:, 0, k], np.array(scores), groups, test[:, 1, k])
+    assert result["share"]["popularity"]["auc"] == pytest.approx(compute("auc", expected), abs=1e-9)
+    assert result["share"]["popularity"]["gauc"] == pytest.approx(compute("gauc", expected), abs=1e-9)
+    assert result["share"]["base_rate"] == pytest.approx(test[:, 0, k].sum() / test[:, 1, k].sum())
+    assert result["buy"]["impressions"] == len(test)
+
+
+@pytest.mark.parametrize("error", [SpecError("a cure"), DataError("a cure"), PipelineError("a cure")])
+def test_a_users_mistake_is_found_wherever_a_library_put_it(error):
+    assert find_user_error(error) == "a cure"
+    wrapped = RuntimeError("beam failed")
+    wrapped.__cause__ = error
+    assert find_user_error(wrapped) == "a cure"
+    name = type(error).__name__
+    as_text = f"Traceback ...\n  File x\ntransform.errors.{name}: a cure [while running 'BuildRequests']\n"
+    assert find_user_error(RuntimeError(as_text)) == "a cure"
+    assert find_user_error(RuntimeError("no user's mistake")) is None

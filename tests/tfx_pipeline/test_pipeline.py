@@ -1,0 +1,226 @@
+"""The main job as a user runs it: one output folder, run after run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_problem
+from conftest import repository
+
+PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
+
+
+def run(spec: Path, data: Path, output: Path, *extra: str, code: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tfx_pipeline.local_runner", "--spec", str(spec), "--data", str(data)]
+    root = code or repository()
+    return subprocess.run(
+        [*command, "--output", str(output), *extra],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def states(stdout: str) -> dict[str, str]:
+    """Component -> done or cached, from the lines that the runner prints."""
+    lines = [line.strip().split(": ") for line in stdout.splitlines() if line.startswith("  ")]
+    return {line[0]: line[1].split(",")[0] for line in lines if len(line) == 2 and " s" in line[1]}
+
+
+def versions(output: Path) -> list[str]:
+    return sorted(os.listdir(output / "serving" / "small"))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("pipeline")
+    data, spec = small_problem.write_data(folder / "data"), small_problem.write_spec(folder / "small.yaml")
+    first = run(spec, data, folder / "out")
+    assert first.returncode == 0, first.stdout + first.stderr
+    return spec, data, folder / "out", first
+
+
+# The tests below follow one another on one output folder, as runs of a schedule do.
+
+
+def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
+    *_, output, first = workplace
+    assert "\nBLESSED (no blessed model to compare with)" in first.stdout
+    assert "not gated" in first.stdout
+    assert "Anomalies: none" in first.stdout
+    pushed = versions(output)
+    assert len(pushed) == 1 and pushed[0].isdigit()
+    assert str(output / "serving" / "small" / pushed[0]) in first.stdout
+    assert (output / "serving" / "small" / pushed[0] / "saved_model.pb").exists()
+    for task in ("buy", "save", "share"):
+        assert f"│ {task} " in first.stdout
+    assert "price=[100, 200)" in first.stdout, "numeric slices are readable ranges"
+
+
+def test_table_holds_the_numbers_of_the_served_model(workplace, tmp_path):
+    import tensorflow as tf
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    from tfx_pipeline.evaluation import load_metrics
+    from tfx_pipeline.runs import RunReader
+    from transform import examples
+
+    *_, output, first = workplace
+    run_of = RunReader(str(output / "metadata" / "small.db"), "small").newest()
+    measured = load_metrics(run_of["Evaluator"].output("evaluation").uri).candidate[()]
+    files = Path(run_of["ImpressionExampleGen"].output("examples").uri).glob("Split-test/*.gz")
+    requests = [record.numpy() for record in tf.data.TFRecordDataset([str(path) for path in files], "GZIP")]
+    model = tf.saved_model.load(str(output / "serving" / "small" / versions(output)[0]))
+    answer = model.signatures["serving_default"](examples=tf.constant(requests))
+    decoded = [examples.decode(request) for request in requests]
+    for task in ("buy", "save", "share"):
+        labels = np.concatenate([values[examples.label_key(task)] for values in decoded])
+        observed = np.concatenate([values[examples.mask_key(task)] for values in decoded]) > 0
+        scores = np.concatenate(
+            [answer[task].numpy()[n, : values["candidate_count"][0]] for n, values in enumerate(decoded)]
+        )
+        auc = roc_auc_score(labels[observed], scores[observed])
+        assert measured[task]["auc"] == pytest.approx(auc, abs=1e-6)
+        assert measured[task]["log_loss"] == pytest.approx(log_loss(labels[observed], scores[observed]), abs=1e-6)
+        assert f"{auc:.4f}" in first.stdout
+
+
+def test_second_run_changes_nothing_and_prints_the_stored_table(workplace):
+    spec, data, output, first = workplace
+    before = versions(output)
+    second = run(spec, data, output)
+    assert second.returncode == 0, second.stderr
+    assert "Nothing changed since the last run" in second.stdout
+    assert versions(output) == before
+    for line in first.stdout.splitlines():
+        if "│" in line:
+            assert line in second.stdout
+    assert {state for node, state in states(second.stdout).items() if node not in ("AnomalyGate",)} <= {
+        "cached",
+        "done",
+    }
+    assert states(second.stdout)["Trainer"] == states(second.stdout)["Evaluator"] == "cached"
+
+
+def test_a_worse_task_is_not_blessed_and_named(workplace, tmp_path):
+    spec, data, output, _ = workplace
+    before = versions(output)
+    tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
+    worse = run(small_problem.write_spec(tmp_path / "small.yaml", tasks=tasks), data, output)
+    assert worse.returncode == 0, worse.stderr
+    assert "NOT BLESSED (against the blessed model)" in worse.stdout
+    assert "save: auc change" in worse.stdout
+    assert "buy: auc" not in worse.stdout
+    assert versions(output) == before, "the one in production stays"
+    assert states(worse.stdout)["Transform"] == "cached", "a task's weight concerns the Trainer alone"
+    assert states(worse.stdout)["Trainer"] == "done"
+
+
+def test_edited_code_runs_again_what_depends_on_it(workplace, tmp_path):
+    spec, data, output, _ = workplace
+    for package in PACKAGES:
+        shutil.copytree(repository() / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "trainer" / "models" / "din.py").open("a") as file:
+        file.write("\n# an edit\n")
+    edited = run(spec, data, output, code=tmp_path)
+    assert edited.returncode == 0, edited.stderr
+    assert states(edited.stdout)["ImpressionExampleGen"] == "cached"
+    assert states(edited.stdout)["Transform"] == "cached"
+    assert states(edited.stdout)["Trainer"] == "done"
+    assert "\nBLESSED (against the blessed model)" in edited.stdout
+    assert "(+0.0000)" in edited.stdout, "the same code in other bytes trains the same model"
+
+
+def test_changed_data_that_break_the_schema_stop_the_run(workplace, tmp_path):
+    spec, data, output, _ = workplace
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    for path in broken.glob("log*.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(lines[:1] + [line for line in lines[1:] if line.split(",")[2] < "7"]) + "\n")
+    before = versions(output)
+    stopped = run(spec, broken, output)
+    assert stopped.returncode == 1
+    assert "anomalies" in stopped.stderr and "--allow_anomalies" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert versions(output) == before
+
+
+def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
+    """Another shape: `id` instead of `group_by`, mostly one candidate a request, no files of tables, other names."""
+    readme = (repository() / "README.md").read_text()
+    header = re.search(r"```csv\n(.*?)\n", readme)[1]
+    (tmp_path / "mail.yaml").write_text(re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)[1])
+    rng = np.random.default_rng(0)
+    rows = [header]
+    for n in range(1800):
+        visit, person, strength = n if n % 10 else n + 1, rng.integers(50), rng.normal()
+        opened = int(rng.random() < 1 / (1 + np.exp(-2 * strength)))
+        replied = int(opened and rng.random() < 0.5)
+        person = visit % 50
+        at, week = 1650813567259 + 1000 * visit, 1 + visit // 601
+        rows.append(f"v{visit},p{person},w{rng.integers(20)},{at},{week},{strength:.4f},{opened},{replied}")
+    (tmp_path / "visits.csv").write_text("\n".join(rows) + "\n")
+    done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "│ open " in done.stdout and "│ reply " in done.stdout
+    assert "strength=[" in done.stdout
+
+
+def test_no_sequences_no_tables_one_candidate_a_request(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = ["visit,who,what,at,week,strength,opened"]
+    for n in range(1500):
+        strength = rng.normal()
+        opened = int(rng.random() < 1 / (1 + np.exp(-2 * strength)))
+        rows.append(f"v{n},p{rng.integers(50)},w{rng.integers(20)},{n},{1 + n // 500},{strength:.4f},{opened}")
+    (tmp_path / "visits.csv").write_text("\n".join(rows) + "\n")
+    spec = {
+        "name": "mail",
+        "data": {"impressions": {"files": ["visits.csv"]}},
+        "request": {"id": "visit", "time": "at"},
+        "split": {"by": "week", "train": [1, 1], "eval": [2, 2], "test": [3, 3]},
+        "tasks": [{"name": "open", "label": "opened"}],
+        "features": {
+            "user": [{"name": "person", "column": "who", "type": "categorical"}],
+            "candidate": [{"name": "strength", "type": "numeric"}],
+        },
+        "training": {"epochs": 8, "batch_requests": 32, "optimizer": {"learning_rate": 0.01}},
+    }
+    (tmp_path / "mail.yaml").write_text(json.dumps(spec))
+    done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nBLESSED" in done.stdout
+    assert "popularity" not in done.stdout, "the spec names no item"
+    assert len(os.listdir(tmp_path / "out" / "serving" / "mail")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"spec": "nowhere.yaml"}, "a readable YAML file"),
+        ({"data": "nowhere"}, "files that match"),
+        ({"spec_change": {"model": {"name": "dinn"}}}, "model.name"),
+        ({"spec_change": {"model": {"name": "din", "hiden": [3]}}}, "Did you mean `hidden`?"),
+    ],
+)
+def test_a_users_mistake_gets_one_message_and_leaves_nothing(arguments, said, tmp_path):
+    spec = small_problem.write_spec(tmp_path / "small.yaml", **arguments.get("spec_change", {}))
+    data = small_problem.write_data(tmp_path / "data")
+    failed = run(
+        tmp_path / arguments.get("spec", spec.name), tmp_path / arguments.get("data", data.name), tmp_path / "out"
+    )
+    assert failed.returncode == 1
+    assert said in failed.stderr
+    assert "Traceback" not in failed.stderr + failed.stdout
+    assert not (tmp_path / "out" / "pipeline").exists()

@@ -1,0 +1,230 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.models.registry import build_model
+from trainer.training import EPOCH_METRICS, build_optimizer, evaluate, predict, train
+from transform import examples
+from transform.batches import request_batches
+from transform.errors import PipelineError
+from transform.spec_sections import EarlyStopping, Optimizer
+
+EPOCHS = 4
+OVERFITTING = {"epochs": 8, "optimizer": Optimizer(name="adam", learning_rate=0.05, schedule="constant")}
+
+
+def with_training(spec, **changes):
+    return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
+
+
+def run(small, run_dir, spec=None, train_files=None, eval_files=None):
+    train_files = small.transformed["train"] if train_files is None else train_files
+    eval_files = small.transformed["eval"] if eval_files is None else eval_files
+    return train(spec or small.spec, small.inputs(), train_files, eval_files, str(run_dir))
+
+
+def rewritten(files, path, change):
+    """A copy of transformed examples, each changed."""
+    with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+        for record in tf.data.TFRecordDataset(files, "GZIP"):
+            values = examples.decode(record.numpy())
+            change(values)
+            writer.write(examples.encode(values).SerializeToString())
+    return [str(path)]
+
+
+def weights_of(model):
+    return [np.array(weight) for weight in model.get_weights()]
+
+
+def same_weights(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def scalars(run_dir):
+    """The logged values by tag."""
+    values = {}
+    for path in Path(run_dir, "logs").glob("events.out.*"):
+        for record in tf.data.TFRecordDataset(str(path)):
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+                values.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    return values
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def trained(small, run_dir):
+    return run(small, run_dir, with_training(small.spec, epochs=EPOCHS, early_stopping=None))
+
+
+@pytest.fixture(scope="module")
+def stopped(small, tmp_path_factory):
+    """A run that overfits until it is stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    spec = with_training(small.spec, early_stopping=EarlyStopping(task="buy", patience=2), **OVERFITTING)
+    return spec, folder, run(small, folder, spec)
+
+
+# === Learning ===
+
+
+def test_the_loss_falls_and_what_can_be_learned_is_learned(trained):
+    losses = [epoch["loss"] for epoch in trained.epochs]
+    assert losses[-1] < 0.8 * losses[0] and min(losses) == losses[-1]
+    last = trained.epochs[-1]["eval"]
+    print(last, losses)
+    assert last["save"]["auc"] > 0.83, "`save` follows from one feature"
+    assert last["buy"]["auc"] > 0.65, "`buy` follows from the item and the user's taste"
+    assert last["save"]["normalized_entropy"] < 0.8 and 0.8 < last["save"]["calibration"] < 1.2
+
+
+def test_without_early_stopping_the_last_epoch_is_the_best(trained):
+    assert trained.best_epoch == len(trained.epochs) - 1 == EPOCHS - 1
+
+
+def test_the_run_leaves_logs_checkpoints_and_its_course(small, trained, run_dir):
+    assert sorted(os.listdir(run_dir)) == ["checkpoints", "logs", "training.json"]
+    assert sorted(os.listdir(run_dir / "checkpoints")) == ["best.weights.h5", "last.weights.h5"]
+    course = json.loads((run_dir / "training.json").read_text())
+    assert course == {"best_epoch": trained.best_epoch, "epochs": trained.epochs}
+    assert [epoch["epoch"] for epoch in course["epochs"]] == list(range(EPOCHS))
+    for epoch in course["epochs"]:
+        assert {task: set(values) for task, values in epoch["eval"].items()} == {
+            task: set(EPOCH_METRICS) for task in small.spec.task_names
+        }
+
+
+def test_logs_hold_loss_and_metrics(small, trained, run_dir):
+    logged = scalars(run_dir)
+    for task in small.spec.task_names:
+        assert np.isfinite(logged[f"train/loss/{task}"]).all()
+        for metric in EPOCH_METRICS:
+            of_epochs = [epoch["eval"][task][metric] for epoch in trained.epochs]
+            np.testing.assert_allclose(logged[f"eval/{task}/{metric}"], of_epochs, rtol=1e-6)
+    assert logged["train/loss"][-1] < logged["train/loss"][0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "adagrad", "sgd"])
+def test_the_optimizer_is_the_specs(name, schedule):
+    settings = Optimizer(name=name, learning_rate=0.5, schedule=schedule, weight_decay=0.25)
+    optimizer = build_optimizer(settings, steps=20)
+    assert type(optimizer).__name__.lower() == name and optimizer.weight_decay == 0.25
+    optimizer.build([keras.Variable(np.zeros(2))])
+    assert float(optimizer.learning_rate) == pytest.approx(0.5)
+    optimizer.iterations.assign(20)
+    assert float(optimizer.learning_rate) == pytest.approx(0.05 if schedule == "cosine" else 0.5)
+
+
+# === Seeds ===
+
+
+def test_one_seed_gives_bit_equal_weights_and_another_does_not(small, tmp_path):
+    spec = with_training(small.spec, epochs=1)
+    first, again, other = (
+        weights_of(run(small, tmp_path / str(i), seeded).model)
+        for i, seeded in enumerate([spec, spec, spec.with_seed(2)])
+    )
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+# === Early stopping ===
+
+
+def test_training_stops_when_the_metric_no_longer_rises(stopped):
+    spec, _, trained = stopped
+    values = [epoch["eval"]["buy"]["auc"] for epoch in trained.epochs]
+    print(values)
+    assert trained.best_epoch == int(np.argmax(values))
+    assert len(values) == trained.best_epoch + 1 + 2 < spec.training.epochs
+
+
+def test_the_model_has_the_best_epochs_weights(small, stopped):
+    spec, folder, trained = stopped
+    saved = build_model(spec.model, small.inputs())
+    for name, is_the_models in [("best", True), ("last", False)]:
+        saved.load_weights(folder / "checkpoints" / f"{name}.weights.h5")
+        assert same_weights(weights_of(trained.model), weights_of(saved)) == is_the_models
+    again = evaluate(spec, trained.model, small.transformed["eval"])
+    recorded = trained.epochs[trained.best_epoch]["eval"]
+    for task in spec.task_names:
+        assert again[task] == pytest.approx(recorded[task], rel=1e-6)
+
+
+def test_a_metric_that_should_fall_is_watched_falling(small, tmp_path):
+    stopping = EarlyStopping(task="buy", metric="normalized_entropy", patience=1)
+    trained = run(small, tmp_path, with_training(small.spec, early_stopping=stopping, **OVERFITTING))
+    values = [epoch["eval"]["buy"]["normalized_entropy"] for epoch in trained.epochs]
+    print(values)
+    assert trained.best_epoch == int(np.argmin(values)) == len(values) - 2
+
+
+def test_an_undefined_metric_does_not_end_the_run(small, tmp_path):
+    def hide_shares(values):
+        values[examples.mask_key("share")] = [0.0] * len(values[examples.mask_key("share")])
+
+    eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
+    spec = with_training(small.spec, early_stopping=EarlyStopping(task="share", patience=1))
+    trained = run(small, tmp_path / "run", spec, eval_files=eval_files)
+    assert all(np.isnan(epoch["eval"]["share"]["auc"]) for epoch in trained.epochs)
+    assert all(np.isfinite(epoch["eval"]["save"]["auc"]) for epoch in trained.epochs)
+    assert len(json.loads((tmp_path / "run" / "training.json").read_text())["epochs"]) == len(trained.epochs)
+
+
+# === What can't be learned from ===
+
+
+@pytest.mark.parametrize("files", [0, 1], ids=["no file", "an empty file"])
+def test_without_requests_there_is_nothing_to_learn_from(small, tmp_path, files):
+    paths = [str(tmp_path / f"{i}.gz") for i in range(files)]
+    for path in paths:
+        gzip.open(path, "w").close()
+    with pytest.raises(PipelineError, match=r"^split\.train: requests .* are expected\. Received: none\."):
+        run(small, tmp_path / "run", train_files=paths)
+
+
+def test_a_loss_that_is_not_finite_names_its_cure(small, tmp_path):
+    spec = with_training(small.spec, optimizer=Optimizer(name="sgd", learning_rate=1e30))
+    with pytest.raises(PipelineError, match=r"finite loss.*Lower `training\.optimizer\.learning_rate`"):
+        run(small, tmp_path, spec)
+
+
+# === Predicting ===
+
+
+def test_predictions_are_of_observed_candidates_only(small, trained):
+    spec, files = small.spec, small.transformed["eval"]
+    rows = predict(spec, trained.model, files)
+    for k, task in enumerate(spec.task_names):
+        labels, scores, groups = [], [], []
+        for request, record in enumerate(tf.data.TFRecordDataset(sorted(files), "GZIP")):
+            values = examples.decode(record.numpy())
+            observed = np.array(values[examples.mask_key(task)]) > 0
+            labels.extend(np.array(values[examples.label_key(task)])[observed])
+            groups.extend([request] * observed.sum())
+        for batch, targets in request_batches(spec, files, 50):
+            probabilities = tf.sigmoid(trained.model(batch, training=False)).numpy()[..., k]
+            scores.extend(probabilities[targets["mask"].numpy()[..., k] > 0])
+        assert 0 < len(labels) == len(rows[task])
+        np.testing.assert_array_equal(rows[task].labels, labels)
+        np.testing.assert_array_equal(rows[task].groups, groups)
+        np.testing.assert_allclose(rows[task].scores, scores, atol=1e-5)
+    assert len(rows["share"]) == rows["buy"].labels.sum(), "`share` is observed where `buy` is positive"
+
+
+def test_predictions_of_no_requests_are_no_rows(small, trained, tmp_path):
+    gzip.open(tmp_path / "none.gz", "w").close()
+    rows = predict(small.spec, trained.model, [str(tmp_path / "none.gz")])
+    assert {task: len(of_task) for task, of_task in rows.items()} == dict.fromkeys(small.spec.task_names, 0)
+    assert np.isnan(evaluate(small.spec, trained.model, [str(tmp_path / "none.gz")])["buy"]["auc"])
