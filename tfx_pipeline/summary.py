@@ -29,6 +29,7 @@ NOTED_COUNTS = (
     "late_rows",
     "impressions_outside_splits",
     "events_within_past",
+    "impressions_without_user",
     "users_without_table_row",
     "impressions_without_item_row",
     "requests_above_max_candidates",

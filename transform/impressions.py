@@ -110,8 +110,8 @@ class _ReadLog(beam.DoFn):
     def __init__(self, spec: RankingSpec, sources: Sources):
         columns = sources.columns["log"]
         self._columns = columns
-        keys = (spec.user_key,) if spec.user_key else spec.request.key_columns
-        self._keys = [columns.index(key) for key in keys]
+        self._user = columns.index(spec.user_key) if spec.user_key else None
+        self._request = [columns.index(key) for key in spec.request.key_columns]
         self._time, self._time_column = columns.index(spec.request.time), spec.request.time
         self._split = columns.index(spec.request.time if sources.for_scoring else spec.split.by)
 
@@ -125,7 +125,10 @@ class _ReadLog(beam.DoFn):
             counts["late_rows"] += time < newest and split != newest_split
             if time >= newest:
                 newest, newest_split = time, split
-            yield "|".join(row.values[key] for key in self._keys), tuple(row)
+            user = row.values[self._user] if self._user is not None else ""
+            counts["impressions_without_user"] += self._user is not None and not user
+            # A request of nobody stands alone: strangers share no history.
+            yield user or "|".join(["", *(row.values[key] for key in self._request)]), tuple(row)
         for name, count in counts.items():
             yield beam.pvalue.TaggedOutput(COUNTS, (name, int(count)))
 

@@ -135,6 +135,8 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
     places = [header.index(column) for column in columns]
     name = os.path.basename(path)
     for number, line in enumerate(lines, start=2):
+        if not line:
+            continue  # an empty line, often the last
         if len(line) != len(header):
             raise DataError(
                 f"{name}:{number}: {len(header)} values as in the header are expected. Received: {len(line)}. "

@@ -683,3 +683,24 @@ def test_beam_hands_the_text_of_a_data_error_on(tmp_path):
     error = beam_error(toy_spec(), write_files(tmp_path, [impression("a", 1, bid="cheap")]))
     assert error.startswith("log.csv:2: a finite number is expected for feature `bid`. Received: `cheap`.")
     assert "while running" not in error and "\n" not in error
+
+
+def test_requests_without_a_user_share_no_history(tmp_path):
+    log = [
+        impression("a", 10, user="", request="r1"),
+        impression("b", 20, user="", request="r2"),
+        impression("c", 30, user="u1", request="r3"),
+        impression("d", 40, user="u1", request="r4"),
+    ]
+    requests, counts = beam_requests(toy_spec(BY_ID), write_files(tmp_path, log))
+    decoded = [examples.decode(request) for found in requests.values() for request in found]
+    histories = {values["request_id"][0]: values["seen_item"] for values in decoded}
+    assert histories == {"r1": [], "r2": [], "r3": [], "r4": ["c"]}
+    assert counts["impressions_without_user"] == 2
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    write_files(tmp_path, [impression("a", 10, request="r1")])
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("\n\n")
+    assert list(requests_by_id(toy_spec(BY_ID), tmp_path)) == ["r1"]
