@@ -85,6 +85,7 @@ PATIENCE = 50
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, measures and prints the table; returns 1 when the user has something to correct."""
     arguments = _parse(argv)
+    tf.get_logger().setLevel("ERROR")  # TFMA reads its results in a deprecated way
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
         report = benchmark(RankingSpec.load(arguments.spec), arguments.output, arguments.threads, console)
@@ -209,8 +210,11 @@ def read_rows(spec: RankingSpec, folder: str) -> Candidates:
             if feature.type == "categorical_set":
                 column = _sets(column, request[examples.length_key(feature.name)])
             values[feature.name] += column if group == "candidate" else column * count
-    arrays = ({task: np.array(column) for task, column in of_tasks.items()} for of_tasks in (labels, masks))
-    return Candidates(values, *arrays, np.array(requests))
+    return Candidates(values, _arrays(labels), _arrays(masks), np.array(requests))
+
+
+def _arrays(columns: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    return {name: np.array(column) for name, column in columns.items()}
 
 
 def _sets(flat: list[str], lengths: list[int]) -> list[list[str]]:

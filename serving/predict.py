@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from transform.environment import prepare_environment
 
 prepare_environment()
 
 import apache_beam as beam
+import numpy as np
 import tensorflow as tf
 from rich.progress import Progress
 
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", help="another spec file for the paths (default: the model's own)")
     parser.add_argument("--output", required=True, help="the .csv file to write")
     arguments = parser.parse_args(argv)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
     try:
         model_dir = newest_version(arguments.model)
         spec = load_spec(model_dir)
@@ -78,7 +82,6 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
     Raises:
         DataError: when the log does not fit the spec, or the file can't be written.
     """
-    item = spec.item_feature
     with tempfile.TemporaryDirectory() as folder:
         _write_requests(spec, data_dir, os.path.join(folder, "requests"))
         files = tf.io.gfile.glob(os.path.join(folder, "requests*"))
@@ -86,15 +89,16 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
         unfinished = f"{output}.unfinished"
         rows = 0
         try:
-            with open(unfinished, "w", newline="", encoding="utf-8") as file, Progress(transient=True) as progress:
+            bar = Progress(transient=True, disable=not sys.stdout.isatty())
+            with open(unfinished, "w", newline="", encoding="utf-8") as file, bar as progress:
                 shown = progress.add_task("requests", total=count_requests(files))
                 table = csv.writer(file)
-                table.writerow([examples.REQUEST_ID, item or "candidate", *spec.task_names, SCORE, "rank"])
-                for batch in tf.data.TFRecordDataset(files, "GZIP").batch(BATCH_REQUESTS):
-                    for row in _rows(spec, item, batch.numpy(), signature(examples=batch)):
+                table.writerow([examples.REQUEST_ID, spec.item_feature or "candidate", *spec.task_names, SCORE, "rank"])
+                candidates = _candidates(spec, files, signature, lambda n: progress.update(shown, advance=n))
+                for _, parts in groupby(candidates, key=lambda candidate: candidate.request):
+                    for row in _ranked(list(parts)):
                         table.writerow(row)
                         rows += 1
-                    progress.update(shown, advance=len(batch))
             os.replace(unfinished, output)
         except OSError as error:
             raise DataError(f"--output: a file that can be written is expected. Received: {error}.") from error
@@ -116,19 +120,34 @@ def _write_requests(spec: RankingSpec, data_dir: str, prefix: str) -> None:
         raise DataError(message) from error
 
 
-def _rows(
-    spec: RankingSpec, item: str | None, serialized: Sequence[bytes], outputs: dict[str, tf.Tensor]
-) -> Iterator[list[Any]]:
-    """The table's rows of a batch, each request's best score first."""
-    columns = [outputs[name].numpy() for name in (*spec.task_names, SCORE)]
-    for index, request in enumerate(serialized):
-        values = examples.decode(request)
-        count = values[examples.CANDIDATE_COUNT][0]
-        best_first = (-columns[-1][index, :count]).argsort(kind="stable")
-        for rank, n in enumerate(best_first, start=1):
-            name = values[item][n] if item else int(n)
-            scores = [f"{column[index, n]:.6f}" for column in columns]
-            yield [values[examples.REQUEST_ID][0], name, *scores, rank]
+class _Candidate(NamedTuple):
+    request: str
+    item: str | None
+    scores: list[float]  # a probability a task, then the fused score
+
+
+def _candidates(
+    spec: RankingSpec, files: Sequence[str], signature: Any, advance: Callable[[int], None]
+) -> Iterator[_Candidate]:
+    """All scored candidates. A request above `max_candidates` was written in parts, one right after the other."""
+    item = spec.item_feature
+    for batch in tf.data.TFRecordDataset(files, "GZIP").batch(BATCH_REQUESTS):
+        outputs = signature(examples=batch)
+        scores = np.stack([outputs[name].numpy() for name in (*spec.task_names, SCORE)], axis=-1)
+        for index, request in enumerate(batch.numpy()):
+            values = examples.decode(request)
+            for n in range(values[examples.CANDIDATE_COUNT][0]):
+                name = values[item][n] if item else None
+                yield _Candidate(values[examples.REQUEST_ID][0], name, scores[index, n].tolist())
+        advance(len(batch))
+
+
+def _ranked(candidates: list[_Candidate]) -> Iterator[list[Any]]:
+    """The table's rows of a request, best score first."""
+    best_first = np.argsort([-candidate.scores[-1] for candidate in candidates], kind="stable")
+    for rank, n in enumerate(best_first, start=1):
+        request, item, scores = candidates[n]
+        yield [request, n if item is None else item, *(f"{score:.6f}" for score in scores), rank]
 
 
 if __name__ == "__main__":

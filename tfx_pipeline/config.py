@@ -16,7 +16,7 @@ class PipelineConfig:
         spec: RankingSpec.
         data_dir: str. The folder that the spec's paths are relative to.
         output_dir: str. Artifacts, metadata and pushed models go below it.
-        allow_anomalies: bool. Whether data that break the schema stop the run. Defaults to `False`.
+        allow_anomalies: bool. Whether a run goes on when the data break the schema. Defaults to `False`.
         beam_args: tuple of str. Options of the Beam runner. Defaults to the in-memory DirectRunner.
     """
 

@@ -76,11 +76,12 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
     with _quiet(log_path, arguments.verbose):
         # Heavy imports come after the mistakes that can be told without them, and where their noise goes to the log.
-        from trainer.models.registry import find_model
+        from trainer.models.registry import build_model
+        from transform.columns import ModelInputs
         from transform.sources import resolve_sources
 
-        find_model(spec.model)
         resolve_sources(spec, arguments.data)
+        build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1))  # its settings are wrong now or never
 
         from tfx_pipeline.config import PipelineConfig
 
@@ -106,6 +107,7 @@ def _execute(config: PipelineConfig, console: Console) -> None:
     started = time.time()
     progress = _Progress(console, newest_run)
     logging.getLogger("absl").addHandler(progress)
+    logging.getLogger("onerank").addHandler(progress)
     try:
         LocalDagRunner().run(create_pipeline(config))
     except Exception as error:
@@ -115,6 +117,7 @@ def _execute(config: PipelineConfig, console: Console) -> None:
         raise PipelineError(message) from error
     finally:
         logging.getLogger("absl").removeHandler(progress)
+        logging.getLogger("onerank").removeHandler(progress)
     console.print(f"Pipeline: {time.time() - started:.0f} s.", highlight=False)
     print_summary(config.spec, newest_run(), console)
 
@@ -154,7 +157,7 @@ def _quiet(log_path: str, verbose: bool) -> Iterator[None]:
 
 
 class _Progress(logging.Handler):
-    """Turns the local runner's log records into a line a component: its name, its time, whether it was cached."""
+    """Prints a line a component (its name, its time, whether it was cached) and the notices of this project."""
 
     def __init__(self, console: Console, newest_run: Callable[[], dict[str, ComponentRun]]):
         super().__init__(logging.INFO)
@@ -163,7 +166,10 @@ class _Progress(logging.Handler):
         self._started = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a line when a component begins or ends."""
+        """Prints a line when a component ends, and every notice."""
+        if record.name == "onerank":
+            self._console.print(f"  note: {record.getMessage()}", highlight=False)
+            return
         node = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
         if record.msg == "Component %s is running.":
             self._started = time.time()

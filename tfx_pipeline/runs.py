@@ -24,7 +24,7 @@ class ComponentRun:
     Attributes:
         node: str. The component's id.
         cached: bool. Whether its outputs are those of an earlier run.
-        finished: bool. Whether it has outputs at all.
+        finished: bool. Whether it came to its end, now or in the earlier run.
         outputs: dict. Artifacts by output key.
     """
 

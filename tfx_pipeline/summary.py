@@ -17,7 +17,7 @@ from tfx_pipeline.components.anomaly_gate import read_anomalies
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
 from tfx_pipeline.evaluation import EvaluationMetrics, load_failures, load_metrics, load_not_gated
-from tfx_pipeline.runs import RESOLVER_ID, ComponentRun
+from tfx_pipeline.runs import ComponentRun
 from transform.impressions import SPLITS
 from transform.spec import RankingSpec
 
@@ -48,9 +48,10 @@ def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Cons
     metrics = load_metrics(evaluation)
     baselines = _read_json(os.path.join(run["Baselines"].output("baselines").uri, BASELINES_FILE))
     counts = _read_json(os.path.join(run["ImpressionExampleGen"].output("examples").uri, COUNTS_FILE))
-    # What writes nothing (the gate) or only chooses (the resolver) has nothing to cache.
-    if all(component.cached for component in run.values() if component.outputs and component.node != RESOLVER_ID):
-        console.print("Nothing changed since the last run: nothing was run again, nothing was pushed.", style="bold")
+    if all(run[node].cached for node in ("Trainer", "Evaluator", "Baselines")):
+        console.print(
+            "Nothing changed: the model was trained and evaluated before; this is its stored table.", style="bold"
+        )
     _print_anomalies(run, console)
     _print_data(counts, console)
     console.print(_task_table(spec, metrics, baselines, _gate_texts(spec, evaluation)))
@@ -110,7 +111,10 @@ def _slice_table(spec: RankingSpec, metrics: EvaluationMetrics) -> Table:
     for place, of_tasks in sorted(metrics.candidate.items(), key=lambda item: _slice_order(item[0])):
         if place:
             impressions = max(int(values["example_count"]) for values in of_tasks.values())
-            cells = [_value(of_tasks.get(task, {}).get("auc"), None) for task in spec.task_names]
+            change = metrics.change.get(place, {})
+            cells = [
+                _value(of_tasks.get(task, {}).get("auc"), change.get(task, {}).get("auc")) for task in spec.task_names
+            ]
             table.add_row(", ".join(f"{name}={value}" for name, value in place), f"{impressions:,}", *cells)
     return table
 
@@ -139,7 +143,7 @@ def _gate_texts(spec: RankingSpec, evaluation: str) -> dict[str, str]:
 def _print_verdict(run: dict[str, ComponentRun], evaluation: str, metrics: EvaluationMetrics, console: Console) -> None:
     blessing = run["Evaluator"].output("blessing")
     blessed = blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) == 1
-    compared = "against the blessed model" if metrics.baseline else "no blessed model to compare with"
+    compared = "against the blessed model" if metrics.baseline else "no other blessed model to compare with"
     console.print(Text("BLESSED" if blessed else "NOT BLESSED", style="bold"), f"({compared})", highlight=False)
     for failure in load_failures(evaluation):
         console.print(f"  {failure}", highlight=False)

@@ -1,4 +1,4 @@
-"""The two mistakes a user can make, each with its cure in the text."""
+"""The mistakes a user can make, each with its cure in the text."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class RequestBuilder:
                 counts["impressions_outside_splits"] += len(members)
                 continue
             head: dict[str, list[Any]] = {
-                examples.REQUEST_ID: ["|".join(key)],
+                examples.REQUEST_ID: [self._request_id(key, members[0])],
                 examples.REQUEST_TIME: [members[0].time],
             }
             head.update(self._request_values(members, user))
@@ -153,6 +153,13 @@ class RequestBuilder:
             return parent is None or (labels[parent] == 1.0 and observed(parent))
 
         return {task: label if observed(task) else MISSING for task, label in labels.items()}
+
+    def _request_id(self, key: tuple[str, ...], first: Impression) -> str:
+        """A name that no other request has: the user is part of it where the columns that group don't say who it is."""
+        user_key = self.spec.user_key
+        if self.spec.request.group_by and user_key and user_key not in self.spec.request.group_by:
+            key = (first.log[user_key], *key)
+        return "|".join(part.replace("|", "||") for part in key)
 
     def _split(self, first: Impression) -> str | None:
         if self.sources.for_scoring:
@@ -334,5 +341,6 @@ def parse_time(text: str, origin: str, column: str) -> int:
         return int(text)
     except ValueError:
         raise DataError(
-            f"{origin}: a whole number of epoch milliseconds is expected in `{column}`. Received: `{text}`."
+            f"{origin}: a whole number of epoch milliseconds is expected in `{column}`. Received: `{text}`. "
+            "Convert the column, as 1650813567259 for 24 April 2022, 15:19:27 UTC."
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,14 +17,25 @@ from transform.errors import SpecError
 from transform.score_formula import parse_score
 
 RESERVED_NAMES = frozenset(
-    {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples"}
+    {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
 )
+_METRICS_EXPECTED = "a metric is expected: auc, gauc, ndcg@5 (or another k), normalized_entropy or calibration"
 RESERVED_PREFIXES = ("label_", "mask_", "cache_")
 GROUPS = frozenset({"user", "context", "candidate"})
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-5` for a text; JSON and everyone else take it for a number."""
+    """Reads `1e-5` as a number, as JSON and everyone else do, and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                problem = f"the key `{key}` stands twice in one section"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver(
@@ -85,7 +95,7 @@ class RankingSpec(sections.Section):
         try:
             spec = cls.model_validate(content)
         except ValidationError as error:
-            raise SpecError("\n".join(_describe(origin, problem) for problem in error.errors())) from error
+            raise SpecError("\n".join(_describe(origin, problem) for problem in _causes(error.errors()))) from error
         problems = [f"{origin}: {problem}" for problem in _broken_references(spec)]
         if problems:
             raise SpecError("\n".join(problems))
@@ -96,10 +106,6 @@ class RankingSpec(sections.Section):
         content = self.model_dump(mode="json", exclude_defaults=True)
         content["model"] = {"name": self.model.name, **self.model.settings}
         return json.dumps(content, sort_keys=True)
-
-    def content_hash(self) -> str:
-        """A short hash of the content."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def with_seed(self, seed: int | None) -> RankingSpec:
         """The same spec with another training seed; None changes nothing."""
@@ -154,6 +160,17 @@ class RankingSpec(sections.Section):
                 yield group, feature
 
 
+def _causes(problems: list[Any]) -> list[Any]:
+    """The problems without those that only follow from others: a list whose one element is wrong is no short list."""
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"] for place in places)
+    ]
+
+
 def _describe(origin: str, problem: Any) -> str:
     """One pydantic problem as path in the file, what was expected, what was received and the cure."""
     location = list(problem["loc"])
@@ -165,14 +182,22 @@ def _describe(origin: str, problem: Any) -> str:
         cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
         return f"{origin}: {path}: a known key is expected. Received: `{location[-1]}`. {cure}"
     if kind == "missing":
-        return f"{origin}: {path}: a value is expected. Received: nothing. Add the key `{location[-1]}`."
+        cure = "Give the pair [first, last]." if isinstance(location[-1], int) else f"Add the key `{location[-1]}`."
+        return f"{origin}: {path}: a value is expected. Received: nothing. {cure}"
     if location[:1] == ["aggregates"]:
         return f"{origin}: {path}: an empty list is expected: counting features are not there yet. Leave it out."
     if location == ["request", "weight"]:
         return f"{origin}: {path}: null is expected: impression weights are not there yet. Leave it out."
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
-        text = f"a text like `{problem['ctx']['pattern']}` is expected"
+        is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
+        text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else _METRICS_EXPECTED
+    elif kind == "tuple_type":
+        text = "a list is expected, as [a, b]"
+    elif kind == "literal_error":
+        near = difflib.get_close_matches(str(received), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
+        cure = f" Did you mean `{near[0]}`?" if near else ""
+        return f"{origin}: {path}: {problem['ctx']['expected']} is expected. Received: {_short(received)}.{cure}"
     return f"{origin}: {path}: {text}. Received: {_short(received)}."
 
 

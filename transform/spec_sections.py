@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 def _split_value(value: Any) -> Any:
@@ -192,7 +193,10 @@ class Features(Section):
 
 
 class Sequence(Section):
-    """A typed list of the user's earlier events, newest last, each with its features and its own feedback."""
+    """A typed list of the user's earlier events, newest last, each with its features and its own feedback.
+
+    `role` is for models that treat reference sequences (anchors) apart from the history; DIN attends to both alike.
+    """
 
     name: Name
     role: Literal["history", "anchor"] = "history"
@@ -225,7 +229,7 @@ class Optimizer(Section):
 
 
 class EarlyStopping(Section):
-    """Stops when a task's metric on the eval split no longer rises for `patience` epochs."""
+    """Stops when a task's metric on the eval split is no longer better for `patience` epochs."""
 
     task: Name
     metric: Literal["auc", "gauc", "normalized_entropy"] = "auc"

@@ -103,7 +103,7 @@ def read_header(path: str) -> list[str]:
     """
     header = next(_lines(path), None)
     if not header:
-        raise DataError(f"{path}: a header line is expected. Received: an empty file.")
+        raise DataError(f"{path}: a header line is expected. Received: an empty file. Remove it, or write it again.")
     return header
 
 

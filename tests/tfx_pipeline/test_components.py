@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_problem
+from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
 
 from serving.export import ASSETS_EXTRA, SPEC_FILE
 from tfx_pipeline.code_version import code_version
+from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
+from tfx_pipeline.components.impression_example_gen import check_counts
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.pipeline import create_pipeline, write_schema
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.spec import RankingSpec
+from transform.spec_sections import Task
 
 
 @pytest.fixture
@@ -58,10 +63,67 @@ def test_baseline_is_the_latest_blessed_model_other_than_the_candidate(tmp_path,
 
 
 def test_a_model_of_other_tasks_or_inputs_is_no_baseline(tmp_path, spec, caplog):
-    other = spec.model_copy(update={"tasks": spec.tasks[:1]})
+    more = Task(name="rate", label="rated")
+    other = spec.model_copy(update={"tasks": (*spec.tasks, more)})
     models = {1: model_artifact(tmp_path, 1, other), 2: model_artifact(tmp_path, 2, spec)}
     assert baseline_of(2, models, [blessing(11, 1, True)]) == []
-    assert "is no baseline" in caplog.text
+    assert "is no baseline: rate changed since" in caplog.text
+    numeric = spec.features.candidate[-1].model_copy(update={"type": "categorical"})
+    features = spec.features.model_copy(update={"candidate": (*spec.features.candidate[:-1], numeric)})
+    models[1] = model_artifact(tmp_path, 3, spec.model_copy(update={"features": features}))
+    models[1].id = 1
+    assert baseline_of(2, models, [blessing(11, 1, True)]) == [], "a type that changed is another input"
+
+
+def test_a_baseline_whose_tasks_stand_in_another_order_is_one(tmp_path, spec):
+    other = spec.model_copy(update={"tasks": spec.tasks[::-1]})
+    models = {1: model_artifact(tmp_path, 1, other), 2: model_artifact(tmp_path, 2, spec)}
+    assert baseline_of(2, models, [blessing(11, 1, True)]) == [1]
+
+
+def anomalies_artifact(folder: Path, *found: str) -> standard_artifacts.ExampleAnomalies:
+    artifact = standard_artifacts.ExampleAnomalies()
+    artifact.uri, artifact.split_names = str(folder), json.dumps(["train", "eval"])
+    for split in ("train", "eval"):
+        (folder / f"Split-{split}").mkdir(parents=True)
+        anomalies = anomalies_pb2.Anomalies()
+        for name in found if split == "eval" else ():
+            anomalies.anomaly_info[name].description = "Examples contain values outside the domain."
+        (folder / f"Split-{split}" / "SchemaDiff.pb").write_bytes(anomalies.SerializeToString())
+    return artifact
+
+
+def test_anomalies_stop_a_run_unless_they_are_allowed(tmp_path):
+    gate = AnomalyGate.EXECUTOR_SPEC.executor_class()
+    bad, good = anomalies_artifact(tmp_path / "bad", "price"), anomalies_artifact(tmp_path / "good")
+    with pytest.raises(DataError, match="eval: price: Examples contain values outside.*\n.*--allow_anomalies"):
+        gate.Do({"anomalies": [bad]}, {}, {"allow_anomalies": 0})
+    gate.Do({"anomalies": [bad]}, {}, {"allow_anomalies": 1})
+    gate.Do({"anomalies": [good]}, {}, {"allow_anomalies": 0})
+
+
+GOOD_COUNTS = {
+    "impressions_read": 10,
+    "users": 3,
+    **{f"{split}_requests": 1 for split in ("train", "eval", "test")},
+    **{f"train_positives_{task}": 1 for task in ("buy", "save", "share")},
+}
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"test_requests": 0}, "split.test: requests with `day` from 7 to 8"),
+        ({"eval_requests": 0}, "split.eval"),
+        ({"train_positives_save": 0}, "tasks `save`: positives in `saved`"),
+        ({"users_without_table_row": 3}, "data.tables.user"),
+        ({"duplicates_dropped": 2, "impressions_without_item_row": 8}, "data.tables.item"),
+    ],
+)
+def test_examples_that_nothing_can_be_learned_from_are_refused(spec, counts, said):
+    check_counts(spec, {**GOOD_COUNTS, "users_without_table_row": 2, "impressions_without_item_row": 7})
+    with pytest.raises(DataError, match=said):
+        check_counts(spec, {**GOOD_COUNTS, **counts})
 
 
 def push(executor: AtomicPusherExecutor, model: standard_artifacts.Model, blessed: bool, base: Path):
@@ -75,15 +137,35 @@ def push(executor: AtomicPusherExecutor, model: standard_artifacts.Model, blesse
 
 
 def test_push_is_whole_numeric_and_rising(tmp_path, spec):
-    base, model = tmp_path / "serving", model_artifact(tmp_path, 1, spec)
-    for _ in range(3):
+    base = tmp_path / "serving"
+    for number in range(3):
+        model = model_artifact(tmp_path, number, spec.with_seed(number))
         push(AtomicPusherExecutor(), model, True, base)
     names = sorted(entry.name for entry in base.iterdir())
-    assert len(names) == 3, "two pushes in one second are two versions"
+    assert len(names) == 3, "pushes in one second are versions of their own"
     for name in names:
         assert name.isdigit()
         assert (base / name / "saved_model.pb").read_bytes() == b"a model"
         assert (base / name / ASSETS_EXTRA / SPEC_FILE).exists()
+
+
+def test_pushing_the_newest_version_again_does_nothing_and_a_removed_one_comes_back(tmp_path, spec):
+    base, models = tmp_path / "serving", [model_artifact(tmp_path, n, spec.with_seed(n)) for n in (1, 2)]
+    for model in (models[0], models[0], models[1], models[0]):
+        pushed = push(AtomicPusherExecutor(), model, True, base)
+    versions = sorted(int(entry.name) for entry in base.iterdir())
+    assert len(versions) == 3, "the first model again is a third version: it is not the newest"
+    assert pushed.get_string_custom_property("pushed_version") == str(versions[-1])
+    shutil.rmtree(base / str(versions[-1]))
+    push(AtomicPusherExecutor(), models[0], True, base)
+    assert len(list(base.iterdir())) == 3
+
+
+def test_what_a_killed_push_left_is_swept(tmp_path, spec):
+    (tmp_path / "serving" / ".unfinished-1").mkdir(parents=True)
+    push(AtomicPusherExecutor(), model_artifact(tmp_path, 1, spec), True, tmp_path / "serving")
+    (left,) = (tmp_path / "serving").iterdir()
+    assert left.name.isdigit()
 
 
 def test_a_push_that_dies_leaves_no_version(tmp_path, spec, monkeypatch):
@@ -121,7 +203,8 @@ def test_code_version_sees_every_edit_in_a_package(tmp_path, monkeypatch):
 def cache_keys(spec: RankingSpec, folder: Path) -> dict[str, str]:
     """What each component is cached by, as far as it follows from spec and code."""
     pipeline = create_pipeline(PipelineConfig(spec, str(folder / "data"), str(folder / "out")))
-    return {component.id: str(sorted(component.exec_properties.items())) for component in pipeline.components}
+    keys = {component.id: str(sorted(component.exec_properties.items())) for component in pipeline.components}
+    return {node: key for node, key in keys.items() if node != "AtomicPusher"}  # it is never cached
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:

@@ -55,7 +55,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
 
 def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     *_, output, first = workplace
-    assert "\nBLESSED (no blessed model to compare with)" in first.stdout
+    assert "\nBLESSED (no other blessed model to compare with)" in first.stdout
     assert "not gated" in first.stdout
     assert "Anomalies: none" in first.stdout
     pushed = versions(output)
@@ -100,7 +100,7 @@ def test_second_run_changes_nothing_and_prints_the_stored_table(workplace):
     before = versions(output)
     second = run(spec, data, output)
     assert second.returncode == 0, second.stderr
-    assert "Nothing changed since the last run" in second.stdout
+    assert "Nothing changed: the model was trained and evaluated before" in second.stdout
     assert versions(output) == before
     for line in first.stdout.splitlines():
         if "│" in line:
@@ -141,7 +141,7 @@ def test_edited_code_runs_again_what_depends_on_it(workplace, tmp_path):
     assert "(+0.0000)" in edited.stdout, "the same code in other bytes trains the same model"
 
 
-def test_changed_data_that_break_the_schema_stop_the_run(workplace, tmp_path):
+def test_data_without_a_test_split_stop_the_run_before_anything_is_trained(workplace, tmp_path):
     spec, data, output, _ = workplace
     broken = tmp_path / "data"
     shutil.copytree(data, broken)
@@ -151,7 +151,8 @@ def test_changed_data_that_break_the_schema_stop_the_run(workplace, tmp_path):
     before = versions(output)
     stopped = run(spec, broken, output)
     assert stopped.returncode == 1
-    assert "anomalies" in stopped.stderr and "--allow_anomalies" in stopped.stderr
+    assert "split.test: requests with `day` from 7 to 8 are expected" in stopped.stderr
+    assert "Trainer" not in stopped.stdout
     assert "Traceback" not in stopped.stderr
     assert versions(output) == before
 

@@ -80,10 +80,9 @@ def stopped(small, tmp_path_factory):
 
 def test_the_loss_falls_and_what_can_be_learned_is_learned(trained):
     losses = [epoch["loss"] for epoch in trained.epochs]
-    assert losses[-1] < 0.8 * losses[0] and min(losses) == losses[-1]
+    assert losses[-1] < 0.9 * losses[0] and losses == sorted(losses, reverse=True)
     last = trained.epochs[-1]["eval"]
-    print(last, losses)
-    assert last["save"]["auc"] > 0.83, "`save` follows from one feature"
+    assert last["save"]["auc"] > 0.88, "`save` follows from one feature"
     assert last["buy"]["auc"] > 0.65, "`buy` follows from the item and the user's taste"
     assert last["save"]["normalized_entropy"] < 0.8 and 0.8 < last["save"]["calibration"] < 1.2
 
@@ -145,7 +144,6 @@ def test_one_seed_gives_bit_equal_weights_and_another_does_not(small, tmp_path):
 def test_training_stops_when_the_metric_no_longer_rises(stopped):
     spec, _, trained = stopped
     values = [epoch["eval"]["buy"]["auc"] for epoch in trained.epochs]
-    print(values)
     assert trained.best_epoch == int(np.argmax(values))
     assert len(values) == trained.best_epoch + 1 + 2 < spec.training.epochs
 
@@ -166,7 +164,6 @@ def test_a_metric_that_should_fall_is_watched_falling(small, tmp_path):
     stopping = EarlyStopping(task="buy", metric="normalized_entropy", patience=1)
     trained = run(small, tmp_path, with_training(small.spec, early_stopping=stopping, **OVERFITTING))
     values = [epoch["eval"]["buy"]["normalized_entropy"] for epoch in trained.epochs]
-    print(values)
     assert trained.best_epoch == int(np.argmin(values)) == len(values) - 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -16,9 +17,11 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
+UNFINISHED = ".unfinished-"
+
 
 class AtomicPusherExecutor(executor.Executor):
-    """Copies a blessed model beside its destination and renames it.
+    """Copies a blessed model beside its destination and renames it, unless the newest version is that model already.
 
     TFX's executor copies in place, so that a server which polls the folder, or a push that was killed, can meet half a
     model. Versions are Unix seconds, as TF Serving expects of a folder's name, and rise.
@@ -40,17 +43,46 @@ class AtomicPusherExecutor(executor.Executor):
         proto_utils.json_to_proto(exec_properties[standard_component_specs.PUSH_DESTINATION_KEY], destination)
         base = destination.filesystem.base_directory
         tf.io.gfile.makedirs(base)
-        there = [int(name.rstrip("/")) for name in tf.io.gfile.listdir(base) if name.rstrip("/").isdigit()]
-        version = max([int(time.time()), *(number + 1 for number in there)])
         model_path = self.GetModelPath(input_dict)
-        unfinished = os.path.join(base, f".unfinished-{uuid.uuid4().hex[:8]}")
+        for name in tf.io.gfile.listdir(base):
+            if name.startswith(UNFINISHED):  # of a push that was killed
+                tf.io.gfile.rmtree(os.path.join(base, name))
+        there = [int(name.rstrip("/")) for name in tf.io.gfile.listdir(base) if name.rstrip("/").isdigit()]
+        newest = os.path.join(base, str(max(there))) if there else None
+        if newest and _same_model(newest, model_path):
+            self._MarkPushed(pushed, pushed_destination=newest, pushed_version=os.path.basename(newest))
+            return
+        version = max([int(time.time()), *(number + 1 for number in there)])
+        unfinished = os.path.join(base, f"{UNFINISHED}{uuid.uuid4().hex[:8]}")
         io_utils.copy_dir(model_path, unfinished)
         path = os.path.join(base, str(version))
         tf.io.gfile.rename(unfinished, path)
         self._MarkPushed(pushed, pushed_destination=path, pushed_version=str(version))
 
 
+def _same_model(one: str, other: str) -> bool:
+    """Whether two folders hold the same files: names, sizes and contents."""
+
+    def contents(path: str) -> dict[str, bytes]:
+        digests = {}
+        for folder, _, names in tf.io.gfile.walk(path):
+            for name in names:
+                with tf.io.gfile.GFile(os.path.join(folder, name), "rb") as file:
+                    digest = hashlib.sha256(file.read()).digest()
+                digests[os.path.relpath(os.path.join(folder, name), path)] = digest
+        return digests
+
+    return contents(one) == contents(other)
+
+
 class AtomicPusher(Pusher):
-    """TFX's Pusher with the executor above."""
+    """TFX's Pusher with the executor above, run in every run.
+
+    A cached push would not see that another model was pushed since, or that somebody removed a version; pushing is
+    cheap when there is nothing to do.
+    """
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(AtomicPusherExecutor)
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(custom_config={"never cached": time.time_ns()}, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from tfx import types
 from tfx.components.evaluator import constants
@@ -10,8 +11,10 @@ from tfx.dsl.components.common import resolver
 from tfx.utils import path_utils
 
 from serving.export import load_spec
+from transform import examples
 from transform.errors import UserError
-from transform.examples import raw_feature_spec
+
+NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
 
 
 class BlessedBaselineStrategy(resolver.ResolverStrategy):
@@ -20,7 +23,7 @@ class BlessedBaselineStrategy(resolver.ResolverStrategy):
     TFX's LatestBlessedModelStrategy gives a candidate that was blessed before itself as its baseline: a second run on
     the same data would then evaluate and push the same model again. Leaving the candidate out keeps the Evaluator's
     inputs, and so its cache, as they were. A model whose inputs or tasks are not among the candidate's can't be
-    evaluated on the same examples and is passed over with a line in the log.
+    evaluated on the same examples and is passed over with a notice.
 
     Inputs: `model` and `model_blessing` (all there are) and `candidate` (this run's). Outputs: the same keys, with one
     model and its blessing, or none.
@@ -48,11 +51,14 @@ def _comparable(model: types.Artifact, candidate: types.Artifact) -> bool:
     try:
         old, new = (load_spec(path_utils.serving_model_path(artifact.uri)) for artifact in (model, candidate))
     except UserError as error:
-        logging.warning("The blessed model %s is no baseline: %s", model.uri, error)
+        NOTICES.warning("The blessed model %s is no baseline: %s", os.path.basename(model.uri), error)
         return False
-    missing = sorted(set(raw_feature_spec(old)) - set(raw_feature_spec(new)))
-    if missing or old.task_names != new.task_names:
-        changed = f"inputs {', '.join(missing)}" if missing else f"tasks {', '.join(old.task_names)}"
-        logging.warning("The blessed model %s is no baseline: its %s are not in the examples now.", model.uri, changed)
-        return False
-    return True
+    given = examples.input_dtypes(new)
+    changed = [name for name, dtype in examples.input_dtypes(old).items() if given.get(name) != dtype]
+    changed += sorted(set(old.task_names) ^ set(new.task_names))
+    if changed:
+        NOTICES.warning(
+            "The blessed model %s is no baseline: %s changed since. Gates hold values alone.",
+            *(os.path.basename(model.uri), ", ".join(changed)),
+        )
+    return not changed
