@@ -48,8 +48,9 @@ class RunReader:
 
     def __init__(self, metadata_path: str, pipeline: str):
         self._pipeline = pipeline
-        config = metadata.sqlite_metadata_connection_config(metadata_path)
-        self._store = metadata_store.MetadataStore(config) if os.path.exists(metadata_path) else None
+        self._store: metadata_store.MetadataStore | None = None
+        if os.path.exists(metadata_path):  # asking for the connection would create the folder
+            self._store = metadata_store.MetadataStore(metadata.sqlite_metadata_connection_config(metadata_path))
 
     def newest(self) -> dict[str, ComponentRun]:
         """The components of the newest run by id; empty when there was none."""

@@ -1,0 +1,99 @@
+"""What came of an impression reaches no transformed input of its own request, and does reach later ones."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import small_problem
+import tensorflow as tf
+
+from transform.examples import raw_feature_spec, sequence_key
+from transform.features import to_batch, transformed_dtypes
+from transform.impressions import SPLITS, RequestExamples
+
+OUTCOMES = ("bought", "saved", "shared", "dwell_ms")
+
+
+def with_other_outcomes(data: str, folder: Path, day: int) -> str:
+    """A copy of the data in which every outcome of a day is another one."""
+    shutil.copytree(data, folder)
+    for path in folder.glob("log*.csv"):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if int(row["day"]) == day:
+                row.update({name: str(1 - int(row[name])) for name in OUTCOMES[:3]}, dwell_ms="1")
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(folder)
+
+
+def _request_id(request: bytes) -> tuple[bytes, bytes]:
+    features = tf.train.Example.FromString(request).features.feature
+    return features["request_id"].bytes_list.value[0], features["item"].SerializeToString()
+
+
+def transformed_inputs(small, requests: list[bytes]) -> dict[str, np.ndarray]:
+    """Every transformed input of the requests in the order of their ids, flat by key."""
+    ordered = sorted(requests, key=_request_id)
+    raw = tf.io.parse_example(tf.constant(ordered), raw_feature_spec(small.spec, targets=False))
+    batch = to_batch(small.spec, small.transform_output.transform_features_layer()(raw))
+    inputs = {**batch["user"], **batch["context"], **batch["candidates"]}
+    for sequence, parts in batch["sequences"].items():
+        inputs.update({sequence_key(sequence, part): values for part, values in parts.items()})
+    return {key: values.numpy() for key, values in inputs.items()}
+
+
+@pytest.mark.parametrize(("day", "reaches_later"), [(small_problem.DAYS, False), (small_problem.DAYS - 1, True)])
+def test_outcomes_reach_no_input_but_those_of_later_requests(small, tmp_path, day, reaches_later):
+    changed = with_other_outcomes(small.data_dir, tmp_path / "data", day)
+    with beam.Pipeline() as pipeline:
+        built = pipeline | RequestExamples(small.spec, changed)
+        for split in SPLITS:
+            _ = built[split] | f"Write[{split}]" >> beam.io.WriteToTFRecord(
+                str(tmp_path / split), file_name_suffix=".gz"
+            )
+    differing = set()
+    for split in SPLITS:
+        files = sorted(str(path) for path in tmp_path.glob(f"{split}*"))
+        before, after = (
+            transformed_inputs(small, [r.numpy() for r in tf.data.TFRecordDataset(found, "GZIP")])
+            for found in (small.raw[split], files)
+        )
+        assert set(before) == set(after)
+        differing |= {
+            key
+            for key in before
+            if before[key].shape != after[key].shape or not np.array_equal(before[key], after[key])
+        }
+    sequences = {f"{sequence.name}_" for sequence in small.spec.sequences}
+    if reaches_later:
+        assert differing and all(key.startswith(tuple(sequences)) for key in differing)
+    else:
+        assert not differing
+
+
+def test_no_outcome_is_among_the_transformed_features(small):
+    """Names, and values: no input tells a label of the same impression with certainty."""
+    columns = {feature.source_column for _, feature in small.spec.feature_groups()}
+    assert not columns & set(OUTCOMES)
+    assert not set(transformed_dtypes(small.spec)) & set(OUTCOMES)
+    from trainer.metrics import auc
+    from transform.batches import request_batches
+
+    batch, targets = next(iter(request_batches(small.spec, small.transformed["train"], 10_000)))
+    present = batch["candidates"]["mask"].numpy()
+    for k, task in enumerate(small.spec.task_names):
+        observed = targets["mask"].numpy()[present][:, k]
+        labels = targets["labels"].numpy()[present][:, k]
+        for name, values in batch["candidates"].items():
+            if name != "mask" and values.shape.rank == 2:
+                certainty = abs(auc(labels, values.numpy()[present].astype("float64"), observed) - 0.5)
+                assert certainty < 0.48, f"{name} tells {task}"
