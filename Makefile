@@ -12,7 +12,7 @@ BUILD := requirements/build-constraints.txt
 
 # Keras 3 everywhere: tensorflow_transform asks for Keras 2 where nothing is said.
 export TF_USE_LEGACY_KERAS := 0
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench-lightgbm lock clean distclean fresh

@@ -179,6 +179,7 @@ def test_from_the_shell_an_output_that_can_not_be_written_is_one_line_of_error(m
     done = subprocess.run(
         [sys.executable, "-m", "serving.predict", *arguments],
         cwd=repository(),
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         check=False,
