@@ -181,17 +181,5 @@ class _Progress(logging.Handler):
             self._console.print(f"  {node}: {how}, {time.time() - self._started:.0f} s", highlight=False)
 
 
-def _with_fixed_hashes() -> None:
-    """Starts this program anew with PYTHONHASHSEED set, if it is not.
-
-    Beam's in-memory runner orders its stages by sets of strings: with random hashes the order of the examples, and with
-    it the last bits of every mean, would differ from run to run.
-    """
-    if "PYTHONHASHSEED" not in os.environ:
-        command = [sys.executable, "-m", "tfx_pipeline.local_runner", *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
-
-
 if __name__ == "__main__":
-    _with_fixed_hashes()
     sys.exit(main())

@@ -118,13 +118,14 @@ def _numeric_function(feature: Feature, tensor: tf.SparseTensor) -> Apply:
 
         return lambda x: _map_values(bucket, x)
     scale = _signed_log if feature.transform == "log_z" else tf.identity
-    # In double precision: Beam adds in no fixed order, and float32 sums would differ in their last bits in every run.
-    wide = tf.cast(scale(present), tf.float64)
-    mean, variance = tf.cast(tft.mean(wide), tf.float32), tf.cast(tft.var(wide), tf.float32)
+    # All in double precision: Beam adds and cuts batches in no fixed order, and TensorFlow's float32 logarithm depends
+    # on a value's place in its batch. Rounded at the end, equal data give equal features in every run.
+    wide = scale(tf.cast(present, tf.float64))
+    mean, variance = tft.mean(wide), tft.var(wide)
 
     def z_score(values: tf.Tensor) -> tf.Tensor:
-        z = tf.math.divide_no_nan(scale(values) - mean, tf.sqrt(variance))
-        return _zero_for_missing(z)  # a missing value is the mean
+        z = tf.math.divide_no_nan(scale(tf.cast(values, tf.float64)) - mean, tf.sqrt(variance))
+        return _zero_for_missing(tf.cast(z, tf.float32))  # a missing value is the mean
 
     return lambda x: _map_values(z_score, x)
 
