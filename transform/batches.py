@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from transform.examples import REQUEST_ID
 from transform.features import parse_transformed, to_batch, to_targets
 from transform.spec import RankingSpec
 
@@ -19,9 +20,8 @@ def request_batches(
 ) -> tf.data.Dataset:
     """Reads transformed examples into padded batches.
 
-    Beam writes records in no fixed order, so each window of `shuffle_requests` records is brought into an order of its
-    own before it is shuffled: data that fit one window give the same batches for the same seed, however they were
-    written.
+    Beam writes records in no fixed order, so each window of `shuffle_requests` records is ordered by request id before
+    it is shuffled: data that fit one window give the same batches for the same seed, however they were written.
 
     Args:
         spec: RankingSpec.
@@ -46,7 +46,10 @@ def request_batches(
 
 
 def _ordered(records: tf.Tensor) -> tf.Tensor:
-    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(records, 2**62)))
+    # By id, not by the records themselves: equal examples may hold their features in another order.
+    ids = tf.io.parse_example(records, {REQUEST_ID: tf.io.FixedLenFeature([], tf.string)})[REQUEST_ID]
+    # Stable, as parts of one long request have its id; they are written one behind the other.
+    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(ids, 2**62), stable=True))
 
 
 def count_requests(files: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
 
     Returns:
         A function from sparse raw features by key (`examples.raw_feature_spec`) to sparse transformed features by
-        key (`features.transformed_dtypes`), with labels, masks and set lengths passed through.
+        key (`features.transformed_dtypes`), with request ids, labels, masks and set lengths passed through.
     """
 
     def preprocessing_fn(inputs: Inputs) -> dict[str, tf.SparseTensor]:
@@ -50,7 +50,7 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
             for task in sequence.feedback:
                 key = examples.sequence_key(sequence.name, task)
                 outputs[key] = _map_values(_feedback_id, inputs[key])
-        passed = [examples.CANDIDATE_COUNT, *examples.target_dtypes(spec)]
+        passed = [examples.REQUEST_ID, examples.CANDIDATE_COUNT, *examples.target_dtypes(spec)]
         passed += [examples.length_key(f.name) for _, f in spec.feature_groups() if f.type == "categorical_set"]
         outputs.update({key: inputs[key] for key in passed})
         return outputs
