@@ -93,7 +93,7 @@ def training_requests():
                 mask_like=[float(mask) for mask in chance.integers(0, 2, n)],
             )
         )
-    return found
+    return [{**values, "request_id": [f"r{place}"]} for place, values in enumerate(found)]
 
 
 TRAIN = training_requests()
