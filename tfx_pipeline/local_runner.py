@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tfx_pipeline.config import PipelineConfig
     from tfx_pipeline.runs import ComponentRun
 
-WIDTH_WITHOUT_TERMINAL = 160
+WIDTH_WITHOUT_TERMINAL = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def run_layer_test(cls, init_kwargs, call_args, expected_shape, bfloat16_toleran
 
     Args:
         cls: the layer's class.
-        init_kwargs: dict. Arguments of the constructor.
+        init_kwargs: dict. Arguments of the constructor, best all of them and none at its default.
         call_args: dict. Arguments of the call by name: arrays, or (nested) dicts of arrays, with B first; everything
             else is passed on as it is. Together they should use every weight of the layer.
         expected_shape: tuple of int. The output's shape.
@@ -35,7 +35,7 @@ def run_layer_test(cls, init_kwargs, call_args, expected_shape, bfloat16_toleran
     assert expected.shape == tuple(expected_shape), f"eager shape {expected.shape}"
     assert expected.dtype == np.float32 and np.ptp(expected) > 0.01, "the outputs should tell weights apart"
 
-    _check_config(layer, call_args, expected)
+    _check_config(layer, init_kwargs, call_args, expected)
     _check_symbolic_call(cls, init_kwargs, arrays, options, expected)
     _check_compiled(layer, arrays, options, expected)
     _check_gradients(layer, arrays, options)
@@ -69,9 +69,12 @@ def run_docstring_example(cls):
 # === Checks ===
 
 
-def _check_config(layer, call_args, expected):
-    """The config survives JSON, and the class is registered under its package."""
+def _check_config(layer, init_kwargs, call_args, expected):
+    """The config holds the arguments and survives JSON, and the class is registered under its package."""
     config = json.loads(json.dumps(layer.get_config()))
+    for name, value in init_kwargs.items():
+        plain = value.to_config() if hasattr(value, "to_config") else value
+        assert config[name] == json.loads(json.dumps(plain)), f"the config does not hold `{name}`"
     through_keras = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
     assert through_keras["registered_name"] == f"onerank>{type(layer).__name__}"
     for copy in (type(layer).from_config(config), keras.saving.deserialize_keras_object(through_keras)):

@@ -57,7 +57,8 @@ def test_target_attention_is_a_sound_layer():
 
 
 def test_shared_bottom_is_a_sound_layer():
-    run_layer_test(SharedBottom, {"tasks": 3, "hidden": (16, 8)}, {"inputs": normal(B, N, D)}, (B, N, 3))
+    settings = {"tasks": 3, "hidden": (16, 8), "dropout": 0.1}
+    run_layer_test(SharedBottom, settings, {"inputs": normal(B, N, D)}, (B, N, 3))
 
 
 # === FeatureEmbedding ===

@@ -21,13 +21,18 @@ CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 K = len(INPUTS.tasks)
 PADDED = ~(np.arange(4) < np.array(CANDIDATES)[:, None])
 
-MODELS = {"din": {"d": 8, "attention_hidden": 8, "hidden": [16, 8]}}
+MODELS = {"din": {"d": 8, "attention_hidden": 6, "hidden": [16, 8], "dropout": 0.1}}  # none at its default
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request):
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
     keras.utils.set_random_seed(0)
-    return made(request.param)
+    return made(name)
 
 
 def made(name, inputs=INPUTS, **settings):
@@ -148,7 +153,6 @@ def test_gradient_reaches_every_weight(model):
         assert np.isfinite(gradient).all() and np.any(gradient), f"{variable.path} gets no gradient"
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_all_variables_exist_before_the_first_batch(name):
     fresh = made(name)
     before = [variable.path for variable in fresh.variables]
@@ -156,8 +160,9 @@ def test_all_variables_exist_before_the_first_batch(name):
     assert len(before) > 5 and [variable.path for variable in fresh.variables] == before
 
 
-def test_config_survives_json(model):
+def test_config_holds_the_settings_and_survives_json(name, model):
     config = json.loads(json.dumps(model.get_config()))
+    assert {setting: config[setting] for setting in MODELS[name]} == MODELS[name]
     twin = type(model).from_config(config)
     twin.create_variables()
     twin.set_weights(model.get_weights())
@@ -191,7 +196,6 @@ def test_mixed_precision_reaches_every_layer(model):
     np.testing.assert_allclose(numpy(keras.ops.cast(logits, "float32")), exact, atol=0.1 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_inputs_without_sequences_or_context(name):
     kept = tuple(column for column in INPUTS.columns if column.group in ("user", "candidate"))
     inputs = replace(INPUTS, columns=kept, sequences=())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer import training
 from trainer.models.registry import build_model
 from trainer.training import EPOCH_METRICS, build_optimizer, evaluate, predict, train
 from transform import examples
@@ -16,7 +17,8 @@ from transform.errors import PipelineError
 from transform.spec_sections import EarlyStopping, Optimizer
 
 EPOCHS = 4
-OVERFITTING = {"epochs": 8, "optimizer": Optimizer(name="adam", learning_rate=0.05, schedule="constant")}
+STEEP = Optimizer(name="adam", learning_rate=0.05, schedule="constant")  # overfits in a few epochs
+NAN = float("nan")
 
 
 def with_training(spec, **changes):
@@ -29,10 +31,10 @@ def run(small, run_dir, spec=None, train_files=None, eval_files=None):
     return train(spec or small.spec, small.inputs(), train_files, eval_files, str(run_dir))
 
 
-def rewritten(files, path, change):
+def rewritten(files, path, change=lambda values: None, limit=-1):
     """A copy of transformed examples, each changed."""
     with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
-        for record in tf.data.TFRecordDataset(files, "GZIP"):
+        for record in tf.data.TFRecordDataset(files, "GZIP").take(limit):
             values = examples.decode(record.numpy())
             change(values)
             writer.write(examples.encode(values).SerializeToString())
@@ -69,9 +71,9 @@ def trained(small, run_dir):
 
 @pytest.fixture(scope="module")
 def stopped(small, tmp_path_factory):
-    """A run that overfits until it is stopped."""
+    """A run that overfits until it is stopped, long before its last epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    spec = with_training(small.spec, early_stopping=EarlyStopping(task="buy", patience=2), **OVERFITTING)
+    spec = with_training(small.spec, epochs=50, optimizer=STEEP, early_stopping=EarlyStopping(task="buy", patience=1))
     return spec, folder, run(small, folder, spec)
 
 
@@ -83,7 +85,7 @@ def test_the_loss_falls_and_what_can_be_learned_is_learned(trained):
     assert losses[-1] < 0.9 * losses[0] and losses == sorted(losses, reverse=True)
     last = trained.epochs[-1]["eval"]
     assert last["save"]["auc"] > 0.88, "`save` follows from one feature"
-    assert last["buy"]["auc"] > 0.65, "`buy` follows from the item and the user's taste"
+    assert last["buy"]["auc"] > 0.6, "`buy` follows from the item and the user's taste"
     assert last["save"]["normalized_entropy"] < 0.8 and 0.8 < last["save"]["calibration"] < 1.2
 
 
@@ -145,7 +147,7 @@ def test_training_stops_when_the_metric_no_longer_rises(stopped):
     spec, _, trained = stopped
     values = [epoch["eval"]["buy"]["auc"] for epoch in trained.epochs]
     assert trained.best_epoch == int(np.argmax(values))
-    assert len(values) == trained.best_epoch + 1 + 2 < spec.training.epochs
+    assert len(values) == trained.best_epoch + 2 < spec.training.epochs
 
 
 def test_the_model_has_the_best_epochs_weights(small, stopped):
@@ -160,20 +162,35 @@ def test_the_model_has_the_best_epochs_weights(small, stopped):
         assert again[task] == pytest.approx(recorded[task], rel=1e-6)
 
 
-def test_a_metric_that_should_fall_is_watched_falling(small, tmp_path):
-    stopping = EarlyStopping(task="buy", metric="normalized_entropy", patience=1)
-    trained = run(small, tmp_path, with_training(small.spec, early_stopping=stopping, **OVERFITTING))
-    values = [epoch["eval"]["buy"]["normalized_entropy"] for epoch in trained.epochs]
-    assert trained.best_epoch == int(np.argmin(values)) == len(values) - 2
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("auc", [0.6, NAN, 0.7, 0.7, 0.65, 0.9], 2),
+        ("normalized_entropy", [1.0, 0.9, 0.9, 0.95, 0.8], 1),
+        ("gauc", [NAN, NAN, 0.5, NAN, 0.5, 0.6], 2),
+    ],
+)
+def test_patience_is_counted_from_the_best_epoch(small, tmp_path, monkeypatch, metric, values, best):
+    def scripted(*_):
+        other = dict.fromkeys(EPOCH_METRICS, 0.5)
+        return {"buy": {**other, metric: next(script)}, "save": other, "share": other}
+
+    script = iter(values)
+    monkeypatch.setattr(training, "evaluate", scripted)
+    few = rewritten(small.transformed["train"], tmp_path / "few.gz", limit=40)
+    stopping = EarlyStopping(task="buy", metric=metric, patience=2)
+    trained = run(small, tmp_path / "run", with_training(small.spec, epochs=9, early_stopping=stopping), few)
+    assert trained.best_epoch == best and len(trained.epochs) == best + 3
 
 
 def test_an_undefined_metric_does_not_end_the_run(small, tmp_path):
     def hide_shares(values):
         values[examples.mask_key("share")] = [0.0] * len(values[examples.mask_key("share")])
 
+    few = rewritten(small.transformed["train"], tmp_path / "few.gz", limit=40)
     eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
     spec = with_training(small.spec, early_stopping=EarlyStopping(task="share", patience=1))
-    trained = run(small, tmp_path / "run", spec, eval_files=eval_files)
+    trained = run(small, tmp_path / "run", spec, few, eval_files)
     assert all(np.isnan(epoch["eval"]["share"]["auc"]) for epoch in trained.epochs)
     assert all(np.isfinite(epoch["eval"]["save"]["auc"]) for epoch in trained.epochs)
     assert len(json.loads((tmp_path / "run" / "training.json").read_text())["epochs"]) == len(trained.epochs)
