@@ -1,25 +1,25 @@
-# Every target sets up what it needs in .venv, once.
+# Every target sets up what it needs, once: test-newest in .venv-newest, the others in .venv.
 SEED ?=
 OUT  ?= out
 SPEC ?= data/kuairand_mini.yaml
 DATA ?= data/kuairand_pure_mini
 
-UV    := uv==0.13.9
-PY    := .venv/bin/python
-STAMP := .venv/.installed
-LOCK  := requirements/stack-a.lock
-BUILD := requirements/build-constraints.txt
+UV     := uv==0.13.9
+PY     := .venv/bin/python
+STAMP  := .venv/.installed
+NEWEST := .venv-newest
+BUILD  := requirements/build-constraints.txt
 
 # Keras 3 everywhere: tensorflow_transform asks for Keras 2 where nothing is said.
 export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench-lightgbm lock clean distclean fresh
+.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: SEED, OUT ($(OUT)), SPEC ($(SPEC)), DATA ($(DATA)), PYTHON (a Python 3.10)"
+	@echo "Variables: SEED, OUT ($(OUT)), SPEC ($(SPEC)), DATA ($(DATA)), PYTHON (a Python 3.10; 3.11 for test-newest)"
 
 setup: $(STAMP)  ## Make .venv from the locked requirements (once)
 
@@ -28,6 +28,11 @@ demo: $(STAMP)  ## Run the pipeline on the sample data: from an impression log t
 
 test: $(STAMP)  ## Run the tests
 	$(PY) -m pytest -n 2 --dist loadfile tests
+
+setup-newest: $(NEWEST)/.installed  ## Make .venv-newest: TensorFlow 2.21, Keras 3.15 and JAX, without TFX (once)
+
+test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
+	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile tests/transform tests/trainer tests/serving
 
 lint: $(STAMP)  ## Check style, format, types and the direction of imports
 	$(PY) -m ruff check .
@@ -39,32 +44,39 @@ bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run i
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
 
 lock: $(STAMP)  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
-	$(call resolve,a,3.10,2_28)
-	$(call resolve,b,3.11,2_39,: resolved for Python 3.11 and glibc >= 2.39; not installed or run here)
+	$(call resolve,stack-a,3.10,2_28)
+	$(call resolve,stack-b,3.11,2_39,: resolved for Python 3.11 and glibc >= 2.39; not installed or run here)
+	$(call resolve,newest,3.11,2_28,: resolved for Python 3.11 and glibc >= 2.28; make test-newest runs it)
 
-# $(call resolve,stack,Python,glibc,remark)
+# $(call resolve,name,Python,glibc,remark)
 resolve = .venv/bin/uv pip compile --quiet $(UPGRADE) --generate-hashes --annotation-style line --no-emit-index-url \
 	--custom-compile-command "make lock$(4)" --python-version $(2) --python-platform x86_64-manylinux_$(3) \
-	--build-constraints $(BUILD) requirements/stack-$(1).in --output-file requirements/stack-$(1).lock
+	--build-constraints $(BUILD) requirements/$(1).in --output-file requirements/$(1).lock
 
 clean:  ## Remove what runs leave behind: out, caches, builds
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-	find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean  ## Remove .venv too
-	rm -rf .venv
+distclean: clean  ## Remove .venv and .venv-newest too
+	rm -rf .venv $(NEWEST)
 
 # The stamp is written last and holds the folder it was made in. No stamp, another folder, an interpreter that is gone:
 # the environment is half made, moved or broken, and is made anew.
-ifneq ($(shell $(PY) -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null),$(CURDIR))
-ANEW := fresh
-fresh:
-	python=$$(scripts/find_python.sh) && rm -rf .venv && "$$python" -m venv .venv
+# $(call environment,folder,lock,Python)
+define environment
+ifneq ($$(shell $(1)/bin/python -c 'print(open("$(1)/.installed").read().strip())' 2>/dev/null),$$(CURDIR))
+.PHONY: anew-$(1)
+$(1)/.installed: anew-$(1)
+anew-$(1):
+	python=$$$$(scripts/find_python.sh $(3)) && rm -rf $(1) && "$$$$python" -m venv $(1)
 endif
 
-$(STAMP): $(LOCK) $(BUILD) pyproject.toml setup.py $(ANEW)
-	rm -f $@
-	$(PY) -m pip install --quiet --disable-pip-version-check $(UV)
-	.venv/bin/uv pip install --python $(PY) --compile-bytecode --require-hashes --build-constraints $(BUILD) -r $(LOCK)
-	.venv/bin/uv pip install --python $(PY) --no-deps --no-build-isolation -e .
-	@printf '%s\n' '$(CURDIR)' > $@
+$(1)/.installed: $(2) $$(BUILD) pyproject.toml setup.py
+	rm -f $$@
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(UV)
+	$(1)/bin/uv pip install --python $(1)/bin/python --compile-bytecode --require-hashes --build-constraints $$(BUILD) -r $(2)
+	$(1)/bin/uv pip install --python $(1)/bin/python --no-deps --no-build-isolation -e .
+	@printf '%s\n' '$$(CURDIR)' > $$@
+endef
+$(eval $(call environment,.venv,requirements/stack-a.lock,3.10))
+$(eval $(call environment,$(NEWEST),requirements/newest.lock,3.11))

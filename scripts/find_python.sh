@@ -1,45 +1,54 @@
 #!/usr/bin/env bash
-# Prints the path of a Python 3.10 that can make a virtual environment; fails with one message where there is none.
+# find_python.sh [3.10]: prints the path of a Python of that version that can make a virtual environment; fails with one
+# message where there is none.
 # Each candidate is run: a pyenv shim can exist and still answer with 127, a distribution's Python can come without venv.
-# The order: $PYTHON, python3.10 on PATH, pyenv, /opt/python (manylinux images), uv's own; at last uv may fetch one.
+# The order: $PYTHON, the one on PATH, pyenv, /opt/python (manylinux images), uv's own; at last uv may fetch one.
 set -euo pipefail
+version=${1:-3.10}
 
 # The interpreter behind a candidate: not a shim, and not the virtual environment that it may lie in.
 probe='
 import os, platform, sys
 import bz2, ctypes, ensurepip, ssl, venv  # what pip and the locked packages need; an own build may lack some
-fits = sys.version_info[:2] == (3, 10) and platform.python_implementation() == "CPython" and sys.maxsize > 2**32
+fits = platform.python_version_tuple()[:2] == tuple(sys.argv[1].split(".")) and sys.maxsize > 2**32
+fits = fits and platform.python_implementation() == "CPython"
 sys.exit(1) if not fits else print(sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))
 '
 
 try() {
   local found
-  if [ -n "$1" ] && found=$("$1" -I -c "$probe" 2>/dev/null </dev/null) && [ -n "$found" ]; then
+  if [ -n "$1" ] && found=$("$1" -I -c "$probe" "$version" 2>/dev/null </dev/null) && [ -n "$found" ]; then
     printf '%s\n' "$found"
     exit 0
   fi
 }
 
 try "${PYTHON:-}"
-try python3.10
+try "python$version"
 
 shopt -s nullglob
-for candidate in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.10*/bin/python /opt/python/cp310*/bin/python; do
+pyenv="${PYENV_ROOT:-${HOME:-}/.pyenv}"
+for candidate in "$pyenv/versions/$version"*/bin/python /opt/python/cp"${version/./}"*/bin/python; do
   try "$candidate"
 done
 
 if command -v uv >/dev/null 2>&1; then
-  try "$(uv python find --system 3.10 2>/dev/null || true)"
-  echo "No Python 3.10 found: asking uv to fetch one." >&2
-  uv python install 3.10 >&2 || true
-  try "$(uv python find --system 3.10 2>/dev/null || true)"
+  try "$(uv python find --system "$version" 2>/dev/null || true)"
+  echo "No Python $version found: asking uv to fetch one." >&2
+  uv python install "$version" >&2 || true
+  try "$(uv python find --system "$version" 2>/dev/null || true)"
 fi
 
-cat >&2 <<'MESSAGE'
-onerank needs CPython 3.10 (64 bit, with venv and pip) and found none that runs. Install one of these, then try again:
-  apt-get install python3.10 python3.10-venv    (Ubuntu 22.04)
-  pyenv install 3.10                            (any Linux with a compiler)
-  pip install uv                                (uv then fetches Python 3.10 by itself)
-or name an interpreter: make PYTHON=/path/to/python3.10
+case $version in
+  3.10) system="Ubuntu 22.04" ;;
+  3.11) system="Debian 12" ;;
+  *) system="if it is there" ;;
+esac
+cat >&2 <<MESSAGE
+onerank needs CPython $version (64 bit, with venv and pip) and found none that runs. Install one of these, then try again:
+  apt-get install python$version python$version-venv    ($system)
+  pyenv install $version                            (any Linux with a compiler)
+  pip install uv                                (uv then fetches Python $version by itself)
+or name an interpreter: make PYTHON=/path/to/python$version
 MESSAGE
 exit 1
