@@ -34,60 +34,15 @@ class Small:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    import apache_beam as beam
-    import tensorflow_transform as tft
-    import tensorflow_transform.beam as tft_beam
-    from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
-    from tfx_bsl.public import tfxio
-
-    from transform.examples import raw_schema
-    from transform.impressions import SPLITS, RequestExamples
-    from transform.preprocessing import make_preprocessing_fn
+    from benchmarks.prepare import prepare
+    from transform.impressions import SPLITS
 
     folder = tmp_path_factory.mktemp("small")
     data_dir = str(small_problem.write_data(folder / "data"))
     spec = RankingSpec.load(small_problem.write_spec(folder / "small.yaml"))
-    with beam.Pipeline() as pipeline:
-        built = pipeline | RequestExamples(spec, data_dir)
-        for split in SPLITS:
-            _ = built[split] | f"Write[{split}]" >> beam.io.WriteToTFRecord(
-                str(folder / "raw" / split), file_name_suffix=".gz"
-            )
-    graph = folder / "transform_graph"
-    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "temp")):
-        data = {}
-        for split in SPLITS:
-            records = tfxio.TFExampleRecord(str(folder / "raw" / f"{split}*.gz"), schema=raw_schema(spec))
-            data[split] = (pipeline | f"Read[{split}]" >> records.BeamSource(), records.TensorAdapterConfig())
-        function = data["train"] | tft_beam.AnalyzeDataset(make_preprocessing_fn(spec))
-        for split in SPLITS:
-            batches, metadata = (data[split], function) | f"Transform[{split}]" >> tft_beam.TransformDataset(
-                output_record_batches=True
-            )
-            encoder = _Encoder(RecordBatchToExamplesEncoder)
-            _ = (
-                batches
-                | f"Encode[{split}]" >> beam.FlatMapTuple(lambda batch, _, encode=encoder: encode(batch))
-                | f"WriteTransformed[{split}]"
-                >> beam.io.WriteToTFRecord(str(folder / "transformed" / split), file_name_suffix=".gz")
-            )
-            del metadata
-        _ = function | tft_beam.WriteTransformFn(str(graph))
-    files = {
-        kind: {split: sorted(str(path) for path in (folder / kind).glob(f"{split}*")) for split in SPLITS}
-        for kind in ("raw", "transformed")
-    }
-    return Small(spec, data_dir, files["raw"], files["transformed"], tft.TFTransformOutput(str(graph)))
-
-
-class _Encoder:
-    """Record batches to serialized examples; the encoder itself can't be pickled."""
-
-    def __init__(self, make: Any):
-        self._make = make
-
-    def __call__(self, batch: Any) -> list[bytes]:
-        return self._make().encode(batch)
+    prepared = prepare(spec, data_dir, folder)
+    raw, transformed = ({split: prepared.files(kind, split) for split in SPLITS} for kind in ("raw", "transformed"))
+    return Small(spec, data_dir, raw, transformed, prepared.transform_output)
 
 
 def repository() -> Path:

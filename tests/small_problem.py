@@ -64,7 +64,7 @@ SPEC: dict[str, Any] = {
         {"name": "seen", "length": 12, "features": ["item", "brand", "price"], "feedback": ["buy", "share"]},
         {"name": "bought", "role": "anchor", "length": 5, "where": "buy", "features": ["item"]},
     ],
-    "model": {"name": "din", "d": 8, "hidden": [32, 16]},
+    "model": {"name": "onerank", "d": 16, "layers": 1, "heads": 2},
     "training": {
         "epochs": 6,
         "batch_requests": 32,

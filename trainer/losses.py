@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
+
+_HIDDEN = -1e9  # a logit that leaves nothing in a softmax
 
 
 def masked_bce(logits: Any, labels: Any, mask: Any) -> Any:
@@ -25,17 +26,24 @@ def masked_bce(logits: Any, labels: Any, mask: Any) -> Any:
     return total / ops.maximum(ops.sum(mask, axis=(0, 1)), 1.0)
 
 
-def multi_task_loss(logits: Any, labels: Any, mask: Any, weights: Sequence[float]) -> tuple[Any, Any]:
-    """The weighted sum of the tasks' losses.
+def masked_infonce(logits: Any, labels: Any, mask: Any) -> Any:
+    """List-wise InfoNCE per task: each positive against all candidates of its request whose label is there.
+
+    A request counts if it holds a positive and a negative of the task. Its loss is the mean over its positives of
+    -log softmax.
 
     Args:
-        logits: Float [B, N, K].
-        labels: Float [B, N, K].
-        mask: Float [B, N, K].
-        weights: sequence of K floats.
+        logits: Float [B, N, K], already over the temperature.
+        labels: Float [B, N, K], 0 or 1.
+        mask: Float [B, N, K]. 0 for padded candidates and missing labels.
 
     Returns:
-        The loss (a scalar) and the unweighted losses [K].
+        Float [K]. The mean over the requests that count; 0 for a task without any.
     """
-    losses = masked_bce(logits, labels, mask)
-    return ops.sum(losses * ops.convert_to_tensor(list(weights), losses.dtype)), losses
+    logits = ops.where(mask > 0, logits, _HIDDEN)
+    losses = ops.logsumexp(logits, axis=1, keepdims=True) - logits
+    positives = ops.sum(labels * mask, axis=1)
+    negatives = ops.sum((1 - labels) * mask, axis=1)
+    counts = ops.cast(ops.logical_and(positives > 0, negatives > 0), logits.dtype)
+    of_request = ops.sum(losses * labels * mask, axis=1) / ops.maximum(positives, 1.0)
+    return ops.sum(of_request * counts, axis=0) / ops.maximum(ops.sum(counts, axis=0), 1.0)

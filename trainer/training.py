@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -16,12 +15,13 @@ import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer import metrics
-from trainer.losses import multi_task_loss
+from trainer.diagnostics import GradientProbe, write_json
+from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
-from transform.batches import count_requests, request_batches
+from transform.batches import LabelCounts, count_labels, request_batches
 from transform.columns import ModelInputs
-from transform.errors import PipelineError
+from transform.errors import PipelineError, SpecError
 from transform.spec import RankingSpec
 from transform.spec_sections import Optimizer
 
@@ -61,12 +61,13 @@ def train(
 ) -> Trained:
     """Trains the model of a spec.
 
-    Writes into `run_dir`: `logs/` for TensorBoard, `checkpoints/last.weights.h5` and `checkpoints/best.weights.h5`,
-    and `training.json` with the metrics of each epoch.
+    The tasks' biases start at their base rates. Writes into `run_dir`: `logs/` for TensorBoard,
+    `checkpoints/last.weights.h5` and `checkpoints/best.weights.h5`, `training.json` with the metrics of each epoch, and
+    `gradients.json` with the tasks' gradients as `diagnostics.GradientProbe` measures them.
 
     Args:
         spec: RankingSpec.
-        inputs: ModelInputs.
+        inputs: ModelInputs. Its tasks are those that are learned; they may be a part of the spec's.
         train_files: sequence of str. Transformed examples to learn from.
         eval_files: sequence of str. Transformed examples for early stopping.
         run_dir: str. A folder.
@@ -75,27 +76,38 @@ def train(
         The model and its course.
 
     Raises:
-        SpecError: when the model's settings are wrong.
+        SpecError: when the model's settings are wrong, or early stopping watches a task that is not learned.
         PipelineError: when there is nothing to learn from, or the loss is no longer finite.
     """
     settings = spec.training
+    if settings.early_stopping and settings.early_stopping.task not in inputs.tasks:
+        raise SpecError(
+            f"training.early_stopping.task: one of the tasks that are learned, {', '.join(inputs.tasks)}, is expected. "
+            f"Received: `{settings.early_stopping.task}`. Watch one of them."
+        )
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    requests = count_requests(train_files)
-    if requests == 0:
+    counts = count_labels(spec, train_files, inputs.tasks)
+    if counts.requests == 0:
         raise PipelineError("split.train: requests to learn from are expected. Received: none. Widen the range.")
-    steps = -(-requests // settings.batch_requests)
+    steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
-    logging.info("%s: %d parameters, %d requests in %d steps", spec.model.name, model.count_params(), requests, steps)
-    optimizer = build_optimizer(settings.optimizer, steps * settings.epochs)
-    optimizer.build(model.trainable_variables)
-    batches = request_batches(spec, train_files, settings.batch_requests, settings.shuffle_requests, seed=settings.seed)
-    step_fn = _train_step(model, optimizer, [task.weight for task in spec.tasks], batches.element_spec)
+    start_at_base_rates(model, counts)
+    logging.info(
+        "%s: %d parameters, %d requests in %d steps", spec.model.name, model.count_params(), counts.requests, steps
+    )
+    loss_fn = build_loss(spec, inputs.tasks)
+    optimizers = Optimizers(spec, model, loss_fn, steps * settings.epochs)
+    batches = request_batches(
+        spec, train_files, settings.batch_requests, settings.shuffle_requests, settings.seed, inputs.tasks
+    )
+    step_fn = make_train_step(model, loss_fn, optimizers, settings.embedding_l2, batches.element_spec)
+    probe = GradientProbe(model, loss_fn, inputs.tasks, batches.element_spec, settings.gradients_every)
     watch = _Watch(spec, model, os.path.join(run_dir, "checkpoints"))
     writer = tf.summary.create_file_writer(os.path.join(run_dir, "logs"))
     with writer.as_default():
         for epoch in range(settings.epochs):
-            loss = _run_epoch(spec, batches, step_fn, optimizer, steps, epoch)
+            loss = _run_epoch(inputs.tasks, batches, step_fn, probe, steps, epoch, settings.epochs)
             values = evaluate(spec, model, eval_files)
             for task, of_task in values.items():
                 for name, value in of_task.items():
@@ -103,8 +115,22 @@ def train(
             if watch.after_epoch(epoch, loss, values):
                 break
     watch.restore_best()
-    _write_json(os.path.join(run_dir, "training.json"), {"best_epoch": watch.best_epoch, "epochs": watch.epochs})
+    write_json(os.path.join(run_dir, "training.json"), {"best_epoch": watch.best_epoch, "epochs": watch.epochs})
+    write_json(os.path.join(run_dir, "gradients.json"), probe.measured)
     return Trained(model, watch.epochs, watch.best_epoch)
+
+
+def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
+    """Sets the bias of each task's logits to the logit of its base rate."""
+    model.task_bias.assign(np.log(counts.base_rates / (1 - counts.base_rates)))
+
+
+def build_loss(spec: RankingSpec, tasks: tuple[str, ...]) -> RankingLoss:
+    """The loss of a spec for some of its tasks."""
+    weights = {task.name: task.weight for task in spec.tasks}
+    loss_fn = RankingLoss([weights[task] for task in tasks], spec.model.loss.infonce, spec.model.loss.temperature)
+    loss_fn.build()
+    return loss_fn
 
 
 def build_optimizer(settings: Optimizer, steps: int) -> keras.optimizers.Optimizer:
@@ -127,7 +153,8 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
     Returns:
         By task: labels, probabilities and requests of all candidates whose label is there.
     """
-    batches = request_batches(spec, files, spec.training.batch_requests)
+    tasks = model.inputs_spec.tasks
+    batches = request_batches(spec, files, spec.training.batch_requests, tasks=tasks)
 
     @tf.function(input_signature=[batches.element_spec[0]])
     def score(batch: dict) -> tf.Tensor:
@@ -141,12 +168,11 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
         first_request += len(present)
         arrays = (targets["labels"].numpy(), score(batch).numpy(), targets["mask"].numpy(), request)
         parts.append(tuple(array[present] for array in arrays))
-    k = len(spec.task_names)
+    k = len(tasks)
     parts = parts or [(np.zeros((0, k)), np.zeros((0, k)), np.zeros((0, k)), np.zeros(0, "int64"))]
     labels, scores, weights, groups = (np.concatenate(column) for column in zip(*parts, strict=True))
     return {
-        task: metrics.Rows.observed(labels[:, k], scores[:, k], groups, weights[:, k])
-        for k, task in enumerate(spec.task_names)
+        task: metrics.Rows.observed(labels[:, k], scores[:, k], groups, weights[:, k]) for k, task in enumerate(tasks)
     }
 
 
@@ -158,28 +184,67 @@ def evaluate(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> di
     }
 
 
-def _train_step(
-    model: RankingModel, optimizer: keras.optimizers.Optimizer, weights: Sequence[float], element_spec: Any
+class Optimizers:
+    """One optimizer for all variables, or one for the embedding tables and one for the rest."""
+
+    def __init__(self, spec: RankingSpec, model: RankingModel, loss_fn: RankingLoss, steps: int):
+        settings = spec.training
+        variables = [*model.trainable_variables, *loss_fn.trainable_variables]
+        tables = {id(variable) for variable in model.embedding.trainable_variables}
+        self._parts = [(build_optimizer(settings.optimizer, steps), variables)]
+        if settings.embedding_optimizer is not None and tables:
+            of_tables = build_optimizer(settings.embedding_optimizer, steps)
+            self._parts = [
+                (self._parts[0][0], [variable for variable in variables if id(variable) not in tables]),
+                (of_tables, [variable for variable in variables if id(variable) in tables]),
+            ]
+        for optimizer, part in self._parts:
+            optimizer.build(part)
+
+    @property
+    def variables(self) -> list[Any]:
+        """Everything that is learned."""
+        return [variable for _, part in self._parts for variable in part]
+
+    def apply(self, gradients: Sequence[Any]) -> None:
+        """One step; the gradients in the order of `variables`."""
+        start = 0
+        for optimizer, part in self._parts:
+            optimizer.apply(gradients[start : start + len(part)], part)
+            start += len(part)
+
+
+def make_train_step(
+    model: RankingModel, loss_fn: RankingLoss, optimizers: Optimizers, embedding_l2: float, element_spec: Any
 ) -> Any:
+    """A compiled training step: (batch, targets) to the loss and the tasks' losses [K]."""
+
     @tf.function(input_signature=list(element_spec))
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = model(batch, training=True)
-            loss, losses = multi_task_loss(tf.cast(logits, tf.float32), targets["labels"], targets["mask"], weights)
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+            losses = loss_fn(model(batch, training=True), targets["labels"], targets["mask"])
+            loss = tf.reduce_sum(losses)
+            if embedding_l2:
+                loss += embedding_l2 * model.embedding.penalty(batch)
+        optimizers.apply(tape.gradient(loss, [variable.value for variable in optimizers.variables]))
         return loss, losses
 
     return step
 
 
 def _run_epoch(
-    spec: RankingSpec, batches: tf.data.Dataset, step_fn: Any, optimizer: Any, steps: int, epoch: int
+    tasks: Sequence[str],
+    batches: tf.data.Dataset,
+    step_fn: Any,
+    probe: GradientProbe,
+    steps: int,
+    epoch: int,
+    epochs: int,
 ) -> float:
     """One pass over the training data; returns the mean loss."""
     total = 0.0
     bar = Progress(
-        TextColumn(f"    epoch {epoch + 1}/{spec.training.epochs}"),
+        TextColumn(f"    epoch {epoch + 1}/{epochs}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
@@ -190,6 +255,8 @@ def _run_epoch(
     with bar:
         shown = bar.add_task("train", total=steps, loss=float("nan"))
         for index, (batch, targets) in enumerate(batches):
+            step = epoch * steps + index
+            probe.before_step(step, batch, targets)
             loss, losses = step_fn(batch, targets)
             value = float(loss)
             if not np.isfinite(value):
@@ -200,9 +267,8 @@ def _run_epoch(
             total += value
             bar.update(shown, advance=1, loss=total / (index + 1))
             if index % LOG_EVERY_STEPS == 0:
-                step = int(optimizer.iterations)
                 tf.summary.scalar("train/loss", loss, step=step)
-                for task, of_task in zip(spec.task_names, losses, strict=True):
+                for task, of_task in zip(tasks, losses, strict=True):
                     tf.summary.scalar(f"train/loss/{task}", of_task, step=step)
     return total / steps
 
@@ -248,8 +314,3 @@ class _Watch:
         unfinished = os.path.join(self._folder, f".{name}.weights.h5")
         self._model.save_weights(unfinished)
         os.replace(unfinished, self._path(name))
-
-
-def _write_json(path: str, content: Any) -> None:
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(json.dumps(content, indent=1))

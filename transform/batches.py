@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
-from transform.examples import REQUEST_ID
+from transform.examples import CANDIDATE_COUNT, REQUEST_ID
 from transform.features import parse_transformed, to_batch, to_targets
 from transform.spec import RankingSpec
 
@@ -17,6 +19,7 @@ def request_batches(
     batch_requests: int,
     shuffle_requests: int | None = None,
     seed: int = 0,
+    tasks: tuple[str, ...] | None = None,
 ) -> tf.data.Dataset:
     """Reads transformed examples into padded batches.
 
@@ -29,6 +32,7 @@ def request_batches(
         batch_requests: int. B, the requests in a batch; the last batch may hold fewer.
         shuffle_requests: int, optional. The shuffle buffer; without it the order of the files is kept.
         seed: int. The shuffle's seed. Defaults to 0.
+        tasks: tuple of str, optional. The tasks whose targets are read. Defaults to all of the spec.
 
     Returns:
         A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
@@ -40,7 +44,7 @@ def request_batches(
 
     def parse(serialized: tf.Tensor) -> tuple[dict, dict]:
         tensors = parse_transformed(spec, serialized)
-        return to_batch(spec, tensors), to_targets(spec, tensors)
+        return to_batch(spec, tensors), to_targets(spec, tensors, tasks)
 
     return records.batch(batch_requests).map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
@@ -50,6 +54,56 @@ def _ordered(records: tf.Tensor) -> tf.Tensor:
     ids = tf.io.parse_example(records, {REQUEST_ID: tf.io.FixedLenFeature([], tf.string)})[REQUEST_ID]
     # Stable, as parts of one long request have its id; they are written one behind the other.
     return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(ids, 2**62), stable=True))
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What a split holds.
+
+    Attributes:
+        requests: int.
+        candidates: int. Impressions.
+        observed: array [K]. Labels that are there, by task.
+        positives: array [K]. Positive ones.
+    """
+
+    requests: int
+    candidates: int
+    observed: np.ndarray
+    positives: np.ndarray
+
+    @property
+    def base_rates(self) -> np.ndarray:
+        """The share of positives [K], smoothed by one positive and one negative, so that it is never 0 or 1."""
+        return (self.positives + 1) / (self.observed + 2)
+
+
+def count_labels(spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...] | None = None) -> LabelCounts:
+    """Counts requests, candidates and labels in files of transformed examples.
+
+    Args:
+        spec: RankingSpec.
+        files: sequence of str. Gzipped TFRecord files.
+        tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
+
+    Returns:
+        LabelCounts.
+    """
+    k = len(tasks or spec.task_names)
+    nothing = (tf.zeros([], tf.int64), tf.zeros([], tf.int64), tf.zeros([k], tf.float64), tf.zeros([k], tf.float64))
+
+    def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        tensors = parse_transformed(spec, serialized)
+        targets = to_targets(spec, tensors, tasks)
+        mask = tf.cast(targets["mask"], tf.float64)
+        positives = tf.reduce_sum(mask * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
+        candidates = tf.reduce_sum(tensors[CANDIDATE_COUNT].flat_values)
+        return tf.size(serialized, tf.int64), candidates, tf.reduce_sum(mask, axis=[0, 1]), positives
+
+    batches = tf.data.TFRecordDataset(sorted(files), "GZIP").batch(1024).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    counted = batches.reduce(nothing, lambda total, part: tuple(a + b for a, b in zip(total, part, strict=True)))
+    requests, candidates, observed, positives = (count.numpy() for count in counted)
+    return LabelCounts(int(requests), int(candidates), observed, positives)
 
 
 def count_requests(files: Sequence[str]) -> int:

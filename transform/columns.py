@@ -102,26 +102,46 @@ def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict
 
 
 @dataclass(frozen=True)
+class EventSequence:
+    """One typed list of a user's earlier events; its columns are the group of its name.
+
+    Attributes:
+        name: str.
+        role: str. `history`, or `anchor` for reference sequences.
+        length: int. The most events that a batch holds.
+    """
+
+    name: str
+    role: str
+    length: int
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """All that a model must know about its inputs and outputs. Plain values, so that it travels in a Keras config.
 
     Attributes:
         columns: tuple of Column. The transformed features.
         rows: dict. The number of rows of each embedding table.
-        sequences: tuple of str. The names of the sequences.
+        sequences: tuple of EventSequence. In the order of the file.
         tasks: tuple of str. The names of the K tasks in the cascade's order.
     """
 
     columns: tuple[Column, ...]
     rows: dict[str, int]
-    sequences: tuple[str, ...]
+    sequences: tuple[EventSequence, ...]
     tasks: tuple[str, ...]
 
     @classmethod
     def from_spec(cls, spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> ModelInputs:
         """The inputs of a spec, given the number of values in each vocabulary."""
-        sequences = tuple(sequence.name for sequence in spec.sequences)
+        sequences = tuple(EventSequence(s.name, s.role, s.length) for s in spec.sequences)
         return cls(columns(spec), table_rows(spec, vocabulary_size), sequences, spec.task_names)
+
+    @property
+    def sequence_names(self) -> tuple[str, ...]:
+        """The names of the sequences."""
+        return tuple(sequence.name for sequence in self.sequences)
 
     def group(self, name: str) -> tuple[Column, ...]:
         """The columns of a group."""
@@ -135,4 +155,5 @@ class ModelInputs:
     def from_config(cls, config: dict[str, Any]) -> ModelInputs:
         """The opposite of `to_config`."""
         found = tuple(Column(**column) for column in config["columns"])
-        return cls(found, dict(config["rows"]), tuple(config["sequences"]), tuple(config["tasks"]))
+        sequences = tuple(EventSequence(**sequence) for sequence in config["sequences"])
+        return cls(found, dict(config["rows"]), sequences, tuple(config["tasks"]))

@@ -76,19 +76,22 @@ def to_batch(spec: RankingSpec, tensors: Mapping[str, Tensor]) -> Batch:
     return batch
 
 
-def to_targets(spec: RankingSpec, tensors: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+def to_targets(
+    spec: RankingSpec, tensors: Mapping[str, tf.RaggedTensor], tasks: tuple[str, ...] | None = None
+) -> dict[str, tf.Tensor]:
     """Labels and label masks.
 
     Args:
         spec: RankingSpec.
         tensors: mapping. What `parse_transformed` returns.
+        tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
 
     Returns:
         `labels` and `mask`: float [B, N, K]; the mask is 0 for padded candidates and for labels that are missing.
     """
     keys = {"labels": examples.label_key, "mask": examples.mask_key}
     return {
-        name: tf.stack([tensors[key(task)].to_tensor() for task in spec.task_names], axis=-1)
+        name: tf.stack([tensors[key(task)].to_tensor() for task in tasks or spec.task_names], axis=-1)
         for name, key in keys.items()
     }
 

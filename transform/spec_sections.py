@@ -206,16 +206,24 @@ class Sequence(Section):
     feedback: tuple[Name, ...] = ()
 
 
+class Loss(Section):
+    """The weight of the list-wise term beside binary cross-entropy, and where its temperatures start."""
+
+    infonce: float = Field(0.0, ge=0)
+    temperature: float = Field(1.0, gt=0.01)
+
+
 class Model(BaseModel):
-    """The model's name and its settings; the model itself checks the settings."""
+    """The model's name, its loss and its settings; the model itself checks the settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: Name = "din"
+    name: Name = "onerank"
+    loss: Loss = Loss()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All keys but the name."""
+        """All keys but the name and the loss."""
         return dict(self.model_extra or {})
 
 
@@ -237,13 +245,20 @@ class EarlyStopping(Section):
 
 
 class Training(Section):
-    """The training loop's settings."""
+    """The training loop's settings.
+
+    Embedding tables may have an optimizer of their own, and a penalty: `embedding_l2` times half the squares of the
+    vectors that a request looks up. Every `gradients_every` steps the tasks' gradients are compared; 0 is never.
+    """
 
     epochs: PositiveInt = 2
     batch_requests: PositiveInt = 256
     shuffle_requests: PositiveInt = 50_000
     optimizer: Optimizer = Optimizer()
+    embedding_optimizer: Optimizer | None = None
+    embedding_l2: float = Field(0.0, ge=0)
     early_stopping: EarlyStopping | None = None
+    gradients_every: int = Field(100, ge=0)
     seed: int = Field(1, ge=0)
 
 

@@ -11,11 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transform import columns
+
 TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 0.1  # 8 bits of mantissa through a few layers
 
 
-def run_layer_test(cls, init_kwargs, call_args, expected_shape, bfloat16_tolerance=BFLOAT16_TOLERANCE):
+def run_layer_test(
+    cls, init_kwargs, call_args, expected_shape, bfloat16_tolerance=BFLOAT16_TOLERANCE, idle=(), reduces=False
+):
     """Runs a layer in every way in which it will be run.
 
     Args:
@@ -23,23 +27,30 @@ def run_layer_test(cls, init_kwargs, call_args, expected_shape, bfloat16_toleran
         init_kwargs: dict. Arguments of the constructor, best all of them and none at its default.
         call_args: dict. Arguments of the call by name: arrays, or (nested) dicts of arrays, with B first; everything
             else is passed on as it is. Together they should use every weight of the layer.
-        expected_shape: tuple of int. The output's shape.
+        expected_shape: tuple of int, or a list of them. The output's shape, or each output's. Outputs are float32 or
+            bool; only those of several may be empty.
         bfloat16_tolerance: float. How far bfloat16 may be off, relative to the largest output.
+        idle: tuple of str. Ends of the paths of the weights that rightly get no gradient.
+        reduces: bool. Whether the layer is a loss: its outputs have no B, and are float32 whatever the policy.
     """
     arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict)}
     options = {name: value for name, value in call_args.items() if name not in arrays}
     layer = cls(**init_kwargs)
     layer(**call_args)
     spread_weights(layer)
-    expected = numpy(layer(**call_args))
-    assert expected.shape == tuple(expected_shape), f"eager shape {expected.shape}"
-    assert expected.dtype == np.float32 and np.ptp(expected) > 0.01, "the outputs should tell weights apart"
+    expected = outputs_of(layer(**call_args))
+    shapes = expected_shape if isinstance(expected_shape, list) else [expected_shape]
+    assert [output.shape for output in expected] == shapes, "eager shapes"
+    for output in expected:
+        assert output.dtype in (np.float32, bool) and (len(shapes) > 1 or output.dtype == np.float32)
+        if output.dtype == np.float32 and (len(shapes) == 1 or output.size):
+            assert np.ptp(output) > 0.01, "the outputs should tell weights apart"
 
     _check_config(layer, init_kwargs, call_args, expected)
-    _check_symbolic_call(cls, init_kwargs, arrays, options, expected)
+    _check_symbolic_call(cls, init_kwargs, arrays, options, expected, reduces)
     _check_compiled(layer, arrays, options, expected)
-    _check_gradients(layer, arrays, options)
-    _check_bfloat16(cls, init_kwargs, layer, call_args, expected, bfloat16_tolerance)
+    _check_gradients(layer, arrays, options, idle)
+    _check_bfloat16(cls, init_kwargs, layer, call_args, expected, bfloat16_tolerance, reduces)
     _check_saving(layer, arrays, options, expected)
     run_docstring_example(cls)
 
@@ -55,12 +66,17 @@ def numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
+def outputs_of(result):
+    """What a layer returned as a list of arrays: one, or those of a (nested) structure."""
+    return [numpy(output) for output in keras.tree.flatten(result)]
+
+
 def run_docstring_example(cls):
     """Runs the fenced example of a class; a comment such as `# [2, 5, 3]` states the shape of its last expression."""
     block = re.search(r"```python\n(.*?)```", inspect.getdoc(cls), re.DOTALL)
     assert block, f"{cls.__name__} has no example"
     *statements, last = block[1].strip().splitlines()
-    names = {**vars(sys.modules[cls.__module__]), "keras": keras, "np": np}
+    names = {**vars(columns), **vars(sys.modules[cls.__module__]), "keras": keras, "np": np}
     exec("\n".join(statements), names)
     expression, shape = last.rsplit("#", 1)
     assert list(eval(expression, names).shape) == json.loads(shape), f"{cls.__name__}: the example's shape is wrong"
@@ -81,16 +97,18 @@ def _check_config(layer, init_kwargs, call_args, expected):
         copy(**call_args)
         copy.set_weights(layer.get_weights())
         assert copy.get_config() == layer.get_config()
-        np.testing.assert_array_equal(numpy(copy(**call_args)), expected)
+        _assert_close(outputs_of(copy(**call_args)), expected, 0, "a copy by its config")
 
 
-def _check_symbolic_call(cls, init_kwargs, arrays, options, expected):
+def _check_symbolic_call(cls, init_kwargs, arrays, options, expected, reduces):
     """Symbolic tensors build the layer and give the shape and the dtype of the eager call; B may be unknown."""
-    for batch in (None, expected.shape[0]):
+    for batch in (None, len(keras.tree.flatten(arrays)[0])):
         symbolic = _map(lambda array, size=batch: keras.KerasTensor((size, *array.shape[1:]), str(array.dtype)), arrays)
-        output = cls(**init_kwargs)(**symbolic, **options)
-        assert output.shape == (batch, *expected.shape[1:]), f"symbolic shape {output.shape}"
-        assert output.dtype == str(expected.dtype)
+        outputs = keras.tree.flatten(cls(**init_kwargs)(**symbolic, **options))
+        for output, value in zip(outputs, expected, strict=True):
+            shape = value.shape if reduces else (batch, *value.shape[1:])
+            assert output.shape == shape, f"symbolic shape {output.shape}"
+            assert output.dtype == str(value.dtype)
 
 
 def _check_compiled(layer, arrays, options, expected):
@@ -98,33 +116,41 @@ def _check_compiled(layer, arrays, options, expected):
     signature = _map(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
     for jit_compile in (False, True):
         compiled = tf.function(lambda a: layer(**a, **options), [signature], jit_compile=jit_compile)
-        actual = compiled(_map(tf.constant, arrays)).numpy()
+        actual = outputs_of(compiled(_map(tf.constant, arrays)))
         _assert_close(actual, expected, TOLERANCE, f"jit_compile={jit_compile}")
 
 
-def _check_gradients(layer, arrays, options):
-    """In a compiled step every weight learns."""
+def _check_gradients(layer, arrays, options, idle):
+    """In a compiled step every weight learns, but for the idle ones, whose gradient is 0."""
 
     @tf.function
     def gradients(arguments):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.square(layer(**arguments, **options, **_training(layer))))
-        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in layer.trainable_variables])]
+            outputs = keras.tree.flatten(layer(**arguments, **options, **_training(layer)))
+            loss = tf.add_n([tf.reduce_sum(tf.square(output)) for output in outputs if output.dtype.is_floating])
+        variables = [variable.value for variable in layer.trainable_variables]
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")]
 
     for variable, gradient in zip(layer.trainable_variables, gradients(_map(tf.constant, arrays)), strict=True):
-        assert np.isfinite(gradient).all() and np.any(gradient), f"{variable.path} gets no gradient"
+        if variable.path.endswith(tuple(idle)):
+            assert np.abs(gradient).max() < TOLERANCE, f"{variable.path} gets a gradient"
+        else:
+            assert np.isfinite(gradient).all() and np.any(gradient), f"{variable.path} gets no gradient"
 
 
-def _check_bfloat16(cls, init_kwargs, layer, call_args, expected, tolerance):
+def _check_bfloat16(cls, init_kwargs, layer, call_args, expected, tolerance, reduces):
     """The policy reaches the sub-layers: outputs are bfloat16, weights stay float32."""
     mixed = cls(**init_kwargs, dtype="mixed_bfloat16")
     mixed(**call_args)
     mixed.set_weights(layer.get_weights())
-    output = mixed(**call_args)
-    assert keras.backend.standardize_dtype(output.dtype) == "bfloat16", f"mixed policy gave {output.dtype}"
+    outputs = keras.tree.flatten(mixed(**call_args))
+    for output, value in zip(outputs, expected, strict=True):
+        dtype = "bfloat16" if value.dtype == np.float32 and not reduces else str(value.dtype)
+        assert keras.backend.standardize_dtype(output.dtype) == dtype, f"mixed policy gave {output.dtype}"
     assert {sub.compute_dtype for sub in mixed._flatten_layers()} == {"bfloat16"}
-    assert {variable.dtype for variable in mixed.trainable_variables} == {"float32"}
-    _assert_close(numpy(keras.ops.cast(output, "float32")), expected, tolerance, "mixed_bfloat16")
+    assert [variable.dtype for variable in mixed.trainable_variables] == ["float32"] * len(layer.trainable_variables)
+    outputs = [keras.ops.cast(output, str(value.dtype)) for output, value in zip(outputs, expected, strict=True)]
+    _assert_close(outputs_of(outputs), expected, tolerance, "mixed_bfloat16")
 
 
 def _check_saving(layer, arrays, options, expected):
@@ -135,10 +161,10 @@ def _check_saving(layer, arrays, options, expected):
         path = os.path.join(folder, "model.keras")
         model.save(path)
         loaded = keras.saving.load_model(path)
-        np.testing.assert_array_equal(numpy(loaded(arrays)), expected, err_msg=".keras")
+        _assert_close(outputs_of(loaded(arrays)), expected, 0, ".keras")
         model.export(os.path.join(folder, "saved"), verbose=False)
         served = tf.saved_model.load(os.path.join(folder, "saved"))
-        _assert_close(served.serve(_map(tf.constant, arrays)).numpy(), expected, TOLERANCE, "SavedModel")
+        _assert_close(outputs_of(served.serve(_map(tf.constant, arrays))), expected, TOLERANCE, "SavedModel")
 
 
 # === Steps ===
@@ -148,9 +174,11 @@ def _map(function, arrays):
     return keras.tree.map_structure(function, arrays)
 
 
-def _inputs(arrays):
+def _inputs(arrays, prefix=""):
     return {
-        name: _inputs(value) if isinstance(value, dict) else keras.Input(value.shape[1:], dtype=value.dtype, name=name)
+        name: _inputs(value, f"{prefix}{name}_")
+        if isinstance(value, dict)
+        else keras.Input(value.shape[1:], dtype=value.dtype, name=prefix + name)
         for name, value in arrays.items()
     }
 
@@ -160,4 +188,8 @@ def _training(layer):
 
 
 def _assert_close(actual, expected, tolerance, message):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=message)
+    """Each output, up to a tolerance relative to its largest value; bool ones exactly."""
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        largest = np.abs(other).max() if other.size and other.dtype != bool else 0
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest, err_msg=message)

@@ -34,7 +34,7 @@ def random_batch(candidates, events, widest=None, inputs=INPUTS, seed=0):
     return {
         "user": group("user", of_request),
         "context": group("context", of_request),
-        "sequences": {name: {**group(name, event_mask), "mask": event_mask} for name in inputs.sequences},
+        "sequences": {name: {**group(name, event_mask), "mask": event_mask} for name in inputs.sequence_names},
         "candidates": {**group("candidate", candidate_mask), "mask": candidate_mask},
     }
 

@@ -21,7 +21,18 @@ CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 K = len(INPUTS.tasks)
 PADDED = ~(np.arange(4) < np.array(CANDIDATES)[:, None])
 
-MODELS = {"din": {"d": 8, "attention_hidden": 6, "hidden": [16, 8], "dropout": 0.1}}  # none at its default
+MODELS = {  # no setting at its default
+    "din": {"d": 8, "attention_hidden": 6, "hidden": [16, 8], "dropout": 0.1},
+    "onerank": {
+        "d": 12,
+        "layers": 3,
+        "heads": 2,
+        "ffn_ratio": 2,
+        "dropout": 0.1,
+        "scorer": "bilinear",
+        "cross_task": [[1, 0, 0.5], [0, 1, 0], [1, 1, 1]],
+    },
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -247,7 +258,7 @@ def test_dropout_of_din_acts_in_training_only():
 
 
 def test_an_empty_batch_is_one_request_of_zeros():
-    batch, shape_of = empty_batch(INPUTS), random_batch([1], [1])
+    batch, shape_of = empty_batch(INPUTS), random_batch([2], [2])
     keras.tree.assert_same_structure(batch, shape_of)
     for zeros, values in zip(keras.tree.flatten(batch), keras.tree.flatten(shape_of), strict=True):
         assert zeros.ndim == values.ndim and zeros.dtype == values.dtype

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -9,26 +10,37 @@ import pytest
 import tensorflow as tf
 
 from trainer import training
+from trainer.layers.ranking_loss import LOWEST_TEMPERATURE
 from trainer.models.registry import build_model
-from trainer.training import EPOCH_METRICS, build_optimizer, evaluate, predict, train
+from trainer.training import EPOCH_METRICS, build_loss, build_optimizer, evaluate, predict, train
 from transform import examples
 from transform.batches import request_batches
 from transform.errors import PipelineError
-from transform.spec_sections import EarlyStopping, Optimizer
+from transform.spec_sections import EarlyStopping, Loss, Model, Optimizer
 
-EPOCHS = 4
+EPOCHS = {"din": 4, "onerank": 8}  # until `buy` is learned
 STEEP = Optimizer(name="adam", learning_rate=0.05, schedule="constant")  # overfits in a few epochs
+STILL = Optimizer(name="sgd", learning_rate=1e-30, schedule="constant")  # moves nothing that float32 can tell
 NAN = float("nan")
+MODELS = {
+    "din": Model(name="din", d=8, hidden=[32, 16]),
+    "onerank": Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2),
+}
+
+
+def with_model(spec, model):
+    return spec.model_copy(update={"model": model})
 
 
 def with_training(spec, **changes):
-    return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
+    """Gradients are measured where a test asks for it: the graph takes seconds to trace."""
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"gradients_every": 0, **changes})})
 
 
-def run(small, run_dir, spec=None, train_files=None, eval_files=None):
+def run(small, run_dir, spec=None, train_files=None, eval_files=None, inputs=None):
     train_files = small.transformed["train"] if train_files is None else train_files
     eval_files = small.transformed["eval"] if eval_files is None else eval_files
-    return train(spec or small.spec, small.inputs(), train_files, eval_files, str(run_dir))
+    return train(spec or small.spec, inputs or small.inputs(), train_files, eval_files, str(run_dir))
 
 
 def rewritten(files, path, change=lambda values: None, limit=-1):
@@ -59,14 +71,37 @@ def scalars(run_dir):
     return values
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("run")
+@pytest.fixture(scope="module", params=MODELS)
+def run_dir(tmp_path_factory, request):
+    """A folder named after the model that was trained into it."""
+    return tmp_path_factory.mktemp("run") / request.param
 
 
 @pytest.fixture(scope="module")
 def trained(small, run_dir):
-    return run(small, run_dir, with_training(small.spec, epochs=EPOCHS, early_stopping=None))
+    spec = with_model(small.spec, MODELS[run_dir.name])
+    spec = with_training(spec, epochs=EPOCHS[run_dir.name], early_stopping=None, gradients_every=10)
+    return run(small, run_dir, spec)
+
+
+@pytest.fixture(scope="module")
+def few(small, tmp_path_factory):
+    """The first requests of the training split."""
+    return rewritten(small.transformed["train"], tmp_path_factory.mktemp("few") / "few.gz", limit=40)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The models that `train` builds, and their weights before it begins."""
+    made = []
+
+    def build(*arguments):
+        model = build_model(*arguments)
+        made.append((model, weights_of(model)))
+        return model
+
+    monkeypatch.setattr(training, "build_model", build)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +124,16 @@ def test_the_loss_falls_and_what_can_be_learned_is_learned(trained):
     assert last["save"]["normalized_entropy"] < 0.8 and 0.8 < last["save"]["calibration"] < 1.2
 
 
-def test_without_early_stopping_the_last_epoch_is_the_best(trained):
-    assert trained.best_epoch == len(trained.epochs) - 1 == EPOCHS - 1
+def test_without_early_stopping_the_last_epoch_is_the_best(trained, run_dir):
+    assert trained.best_epoch == len(trained.epochs) - 1 == EPOCHS[run_dir.name] - 1
 
 
 def test_the_run_leaves_logs_checkpoints_and_its_course(small, trained, run_dir):
-    assert sorted(os.listdir(run_dir)) == ["checkpoints", "logs", "training.json"]
+    assert sorted(os.listdir(run_dir)) == ["checkpoints", "gradients.json", "logs", "training.json"]
     assert sorted(os.listdir(run_dir / "checkpoints")) == ["best.weights.h5", "last.weights.h5"]
     course = json.loads((run_dir / "training.json").read_text())
     assert course == {"best_epoch": trained.best_epoch, "epochs": trained.epochs}
-    assert [epoch["epoch"] for epoch in course["epochs"]] == list(range(EPOCHS))
+    assert [epoch["epoch"] for epoch in course["epochs"]] == list(range(EPOCHS[run_dir.name]))
     for epoch in course["epochs"]:
         assert {task: set(values) for task, values in epoch["eval"].items()} == {
             task: set(EPOCH_METRICS) for task in small.spec.task_names
@@ -113,6 +148,9 @@ def test_logs_hold_loss_and_metrics(small, trained, run_dir):
             of_epochs = [epoch["eval"][task][metric] for epoch in trained.epochs]
             np.testing.assert_allclose(logged[f"eval/{task}/{metric}"], of_epochs, rtol=1e-6)
     assert logged["train/loss"][-1] < logged["train/loss"][0]
+    for measured in json.loads((run_dir / "gradients.json").read_text()):
+        assert measured["step"] % 10 == 0
+    assert logged["gradients/network/norm/buy"][-1] == pytest.approx(measured["network"]["norm"]["buy"], rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -125,6 +163,160 @@ def test_the_optimizer_is_the_specs(name, schedule):
     assert float(optimizer.learning_rate) == pytest.approx(0.5)
     optimizer.iterations.assign(20)
     assert float(optimizer.learning_rate) == pytest.approx(0.05 if schedule == "cosine" else 0.5)
+
+
+# === Where it starts ===
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_without_features_predicts_the_base_rates(small, few, tmp_path, monkeypatch, name):
+    def without_features(*arguments):
+        model = build_model(*arguments)
+        for variable in model.trainable_variables:
+            variable.assign(np.zeros(variable.shape))
+        return model
+
+    monkeypatch.setattr(training, "build_model", without_features)
+    spec = with_training(
+        with_model(small.spec, MODELS[name]), epochs=1, batch_requests=40, optimizer=STILL, early_stopping=None
+    )
+    trained = run(small, tmp_path, spec, few)
+    lists = [examples.decode(record.numpy()) for record in tf.data.TFRecordDataset(few, "GZIP")]
+    loss = 0.0
+    for task, rows in predict(spec, trained.model, small.transformed["eval"]).items():
+        labels, masks = (
+            np.concatenate([values[key(task)] for values in lists]) for key in (examples.label_key, examples.mask_key)
+        )
+        positives, observed = (labels * masks).sum(), masks.sum()
+        rate = (positives + 1) / (observed + 2)
+        assert 0 < positives < observed < len(masks) + 1
+        np.testing.assert_allclose(rows.scores, rate, rtol=1e-5)
+        loss -= (positives * np.log(rate) + (observed - positives) * np.log(1 - rate)) / observed
+    assert trained.epochs[0]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+# === Embedding tables ===
+
+
+@pytest.mark.parametrize(
+    ("settings", "tables_move", "rest_moves"),
+    [
+        ({"optimizer": STEEP}, True, True),
+        ({"optimizer": STEEP, "embedding_optimizer": STILL}, False, True),
+        ({"optimizer": STILL, "embedding_optimizer": STEEP}, True, False),
+    ],
+)
+def test_tables_may_have_an_optimizer_of_their_own(small, few, tmp_path, started, settings, tables_move, rest_moves):
+    run(small, tmp_path, with_training(small.spec, epochs=1, early_stopping=None, **settings), few)
+    ((model, before),) = started
+    tables = {id(variable) for variable in model.embedding.trainable_variables}
+    assert len(tables) == len(small.inputs().rows)
+    moved = {True: [], False: []}
+    for variable, weight in zip(model.weights, before, strict=True):
+        if variable is not model.task_bias:  # it was moved to the base rates
+            moved[id(variable) in tables].append(bool(np.abs(variable.numpy() - weight).max() > 1e-6))
+    assert set(moved[True]) == {tables_move} and set(moved[False]) == {rest_moves}
+
+
+def test_the_penalty_shrinks_the_rows_that_are_looked_up_and_no_other(small, few, tmp_path, started):
+    """One step of plain descent with and without the penalty: they differ by its gradient."""
+    rate, l2 = 0.5, 0.1
+    descent = Optimizer(name="sgd", learning_rate=rate, schedule="constant")
+    spec = with_training(small.spec, epochs=1, batch_requests=40, optimizer=descent, early_stopping=None)
+    for penalty in (0.0, l2):
+        run(small, tmp_path / str(penalty), with_training(spec, embedding_l2=penalty), few)
+    (plain, start), (penalised, again) = started
+    assert same_weights(start, again)
+    ((batch, _),) = request_batches(spec, few, 40)
+    inputs, untouched = small.inputs(), 0
+    lookups = {name: np.zeros(rows) for name, rows in inputs.rows.items()}
+    for column in inputs.columns:
+        if column.table:
+            group = (
+                batch["candidates" if column.group == "candidate" else column.group]
+                if (column.group in ("user", "context", "candidate"))
+                else batch["sequences"][column.group]
+            )
+            lookups[column.table] += np.bincount(np.ravel(group[column.name]), minlength=len(lookups[column.table]))
+    at_start = dict(zip([variable.path for variable in penalised.weights], again, strict=True))
+    for name, times in lookups.items():
+        table = penalised.embedding.tables[name].embeddings
+        rows = at_start[table.path]
+        times[0] = 0  # padding and missing values
+        difference = table.numpy() - plain.embedding.tables[name].embeddings.numpy()
+        np.testing.assert_allclose(difference, -rate * l2 * times[:, None] * rows / 40, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(table.numpy()[1:][times[1:] == 0], rows[1:][times[1:] == 0])
+        untouched += (times[1:] == 0).sum()
+    assert untouched > 10
+
+
+# === Some of the tasks ===
+
+
+def test_some_of_the_tasks_are_learned_in_the_order_that_is_asked_for(small, tmp_path):
+    tasks = ("share", "save")
+    spec = with_training(small.spec, epochs=2, early_stopping=EarlyStopping(task="save", patience=2), gradients_every=9)
+    trained = run(small, tmp_path, spec, inputs=replace(small.inputs(), tasks=tasks))
+    ((batch, targets),) = request_batches(spec, small.transformed["eval"], 1000, tasks=tasks)
+    assert trained.model(batch).shape[-1] == targets["labels"].shape[-1] == 2
+    rows = predict(spec, trained.model, small.transformed["eval"])
+    assert tuple(rows) == tuple(trained.epochs[-1]["eval"]) == tasks
+    assert len(rows["share"]) < len(rows["save"]), "`share` is observed where `buy` is positive"
+    assert trained.epochs[-1]["eval"]["save"]["auc"] > 0.85
+    (measured, *_) = json.loads((tmp_path / "gradients.json").read_text())
+    assert list(measured["network"]["norm"]) == list(tasks) and list(measured["network"]["cosine"]) == ["share-save"]
+
+
+# === Loss ===
+
+
+def test_the_loss_is_the_specs(small):
+    tasks = [
+        task.model_copy(update={"weight": weight}) for task, weight in zip(small.spec.tasks, (1, 2, 3), strict=True)
+    ]
+    spec = small.spec.model_copy(update={"tasks": tuple(tasks)})
+    plain = build_loss(spec, small.spec.task_names)
+    assert (plain.weights_of_tasks, plain.infonce) == ((1, 2, 3), 0) and not plain.trainable_variables
+    spec = with_model(spec, Model(name="din", loss=Loss(infonce=0.3, temperature=0.2)))
+    listwise = build_loss(spec, ("share", "buy"))
+    assert (listwise.weights_of_tasks, listwise.infonce, listwise.temperature) == ((3, 1), 0.3, 0.2)
+    assert len(listwise.trainable_variables) == 1, "made before a graph is traced"
+
+
+def test_temperatures_are_learned(small, few, tmp_path, monkeypatch):
+    made = []
+
+    def build(*arguments):
+        made.append(build_loss(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training, "build_loss", build)
+    spec = with_model(small.spec, Model(name="din", d=8, hidden=[8], loss=Loss(infonce=1.0, temperature=0.5)))
+    run(small, tmp_path, with_training(spec, epochs=1, early_stopping=None), few)
+    temperatures = LOWEST_TEMPERATURE + np.exp(made[0].log_temperature.numpy())
+    assert np.isfinite(temperatures).all() and np.all(np.abs(temperatures - 0.5) > 1e-4)
+
+
+# === Gradients ===
+
+
+def test_measuring_gradients_changes_nothing_in_training(small, few, tmp_path):
+    spec = with_model(small.spec, Model(name="din", d=8, hidden=[32, 16], dropout=0.3))
+    spec = with_training(spec, epochs=2, early_stopping=None)
+    never, always, without_dropout = (
+        run(small, tmp_path / str(i), changed, few)
+        for i, changed in enumerate(
+            [
+                with_training(spec, gradients_every=0),
+                with_training(spec, gradients_every=1),
+                with_training(with_model(spec, MODELS["din"]), gradients_every=3),
+            ]
+        )
+    )
+    assert same_weights(weights_of(never.model), weights_of(always.model))
+    assert not same_weights(weights_of(never.model), weights_of(without_dropout.model)), "dropout should be on"
+    measured = [json.loads((tmp_path / name / "gradients.json").read_text()) for name in "012"]
+    assert [[row["step"] for row in rows] for rows in measured] == [[], [0, 1, 2, 3], [0, 3]]
 
 
 # === Seeds ===
@@ -170,24 +362,22 @@ def test_the_model_has_the_best_epochs_weights(small, stopped):
         ("gauc", [NAN, NAN, 0.5, NAN, 0.5, 0.6], 2),
     ],
 )
-def test_patience_is_counted_from_the_best_epoch(small, tmp_path, monkeypatch, metric, values, best):
+def test_patience_is_counted_from_the_best_epoch(small, few, tmp_path, monkeypatch, metric, values, best):
     def scripted(*_):
         other = dict.fromkeys(EPOCH_METRICS, 0.5)
         return {"buy": {**other, metric: next(script)}, "save": other, "share": other}
 
     script = iter(values)
     monkeypatch.setattr(training, "evaluate", scripted)
-    few = rewritten(small.transformed["train"], tmp_path / "few.gz", limit=40)
     stopping = EarlyStopping(task="buy", metric=metric, patience=2)
     trained = run(small, tmp_path / "run", with_training(small.spec, epochs=9, early_stopping=stopping), few)
     assert trained.best_epoch == best and len(trained.epochs) == best + 3
 
 
-def test_an_undefined_metric_does_not_end_the_run(small, tmp_path):
+def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):
     def hide_shares(values):
         values[examples.mask_key("share")] = [0.0] * len(values[examples.mask_key("share")])
 
-    few = rewritten(small.transformed["train"], tmp_path / "few.gz", limit=40)
     eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
     spec = with_training(small.spec, early_stopping=EarlyStopping(task="share", patience=1))
     trained = run(small, tmp_path / "run", spec, few, eval_files)

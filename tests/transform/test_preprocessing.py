@@ -13,7 +13,7 @@ from tfx_bsl.tfxio import tf_example_record
 from toy_requests import toy_spec
 
 from transform import examples
-from transform.batches import count_requests, request_batches
+from transform.batches import LabelCounts, count_labels, count_requests, request_batches
 from transform.columns import ModelInputs, columns, oov_buckets, table_rows, vocabularies
 from transform.features import parse_transformed, to_batch, to_targets, transformed_dtypes
 from transform.preprocessing import make_preprocessing_fn
@@ -433,6 +433,18 @@ def test_targets_are_zero_where_nothing_is_observed(written):
     assert not np.any(targets["mask"].numpy()[~batch["candidates"]["mask"].numpy()])
 
 
+@pytest.mark.parametrize("tasks", [("like",), ("like", "click")])
+def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
+    _, records = written
+    tensors = parse_transformed(SPEC, tf.constant(records))
+    everything, asked = to_targets(SPEC, tensors), to_targets(SPEC, tensors, tasks)
+    places = [SPEC.task_names.index(task) for task in tasks]
+    ((_, of_batches),) = request_batches(SPEC, write_records(tmp_path / "all", [records]), 20, tasks=tasks)
+    for name in ("labels", "mask"):
+        np.testing.assert_array_equal(asked[name], everything[name].numpy()[..., places])
+        np.testing.assert_array_equal(of_batches[name], asked[name])
+
+
 def test_parsing_transformed_records_equals_serving(written):
     transform, records = written
     order = [examples.decode(record)["candidate_count"][0] for record in records]
@@ -489,7 +501,7 @@ def test_tables_have_a_row_for_every_id(written):
         if column.table:
             assert 0 <= tf.reduce_min(groups[column.group][column.name])
             assert tf.reduce_max(groups[column.group][column.name]) < inputs.rows[column.table]
-    assert inputs.tasks == ("click", "like") and inputs.sequences == ("seen", "loved")
+    assert inputs.tasks == ("click", "like") and inputs.sequence_names == ("seen", "loved")
     assert ModelInputs.from_config(inputs.to_config()) == inputs
 
 
@@ -574,3 +586,41 @@ def test_requests_are_counted(written, tmp_path):
     _, records = written
     assert count_requests(write_records(tmp_path / "all", [records[:5], records[5:], []])) == 20
     assert count_requests([]) == 0
+
+
+@pytest.mark.parametrize("tasks", [None, ("like",), ("like", "click")])
+def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
+    _, records = written
+    files = write_records(tmp_path / "all", [records[:5], records[5:], []])
+    counts = count_labels(SPEC, files, tasks)
+    lists = [examples.decode(record) for record in records]
+    assert counts.requests == 20
+    assert counts.candidates == sum(values["candidate_count"][0] for values in lists)
+    for place, task in enumerate(tasks or SPEC.task_names):
+        labels, masks = (np.concatenate([values[f"{part}_{task}"] for values in lists]) for part in ("label", "mask"))
+        assert counts.observed[place] == masks.sum()
+        assert counts.positives[place] == (labels * masks).sum() > 0
+        assert counts.base_rates[place] == ((labels * masks).sum() + 1) / (masks.sum() + 2)
+    assert counts.observed.shape == counts.positives.shape == (len(tasks or SPEC.task_names),)
+
+
+def test_labels_of_more_requests_than_are_read_at_once(written, tmp_path):
+    """Counted in batches of 1024 requests."""
+    _, records = written
+    once, often = (count_labels(SPEC, write_records(tmp_path / str(times), [records * times])) for times in (1, 110))
+    assert (often.requests, often.candidates) == (once.requests * 110, once.candidates * 110)
+    np.testing.assert_array_equal(often.observed, once.observed * 110)
+    np.testing.assert_array_equal(often.positives, once.positives * 110)
+
+
+@pytest.mark.parametrize("files", [0, 1], ids=["no file", "an empty file"])
+def test_without_requests_nothing_is_counted(tmp_path, files):
+    counts = count_labels(SPEC, write_records(tmp_path / "none", [[]] * files) if files else [])
+    assert (counts.requests, counts.candidates) == (0, 0)
+    np.testing.assert_array_equal([counts.observed, counts.positives], np.zeros((2, 2)))
+    np.testing.assert_array_equal(counts.base_rates, [0.5, 0.5])
+
+
+def test_base_rates_are_never_0_or_1():
+    rates = LabelCounts(1, 8, np.array([8.0, 8.0, 0.0]), np.array([0.0, 8.0, 0.0])).base_rates
+    np.testing.assert_allclose(rates, [0.1, 0.9, 0.5])

@@ -57,6 +57,28 @@ class FeatureEmbedding(keras.layers.Layer):
         chosen = self.select(group, names)
         return ops.concatenate([self._embed(column, features[column.name]) for column in chosen], axis=-1)
 
+    def penalty(self, batch: dict[str, dict[str, Any]]) -> Any:
+        """Half the squares of the vectors that a request looks up, a mean over the requests.
+
+        Rows that are not looked up are not touched: an optimizer that scales gradients would shrink rare ones to 0.
+        Nor is row 0, as padding looks it up too.
+
+        Args:
+            batch: dict. What a model is called on.
+
+        Returns:
+            Float32 scalar.
+        """
+        total: Any = ops.zeros((), "float32")
+        for column in self.inputs.columns:
+            if column.table:
+                groups = {"user": batch["user"], "context": batch["context"], "candidate": batch["candidates"]}
+                values = (groups.get(column.group) or batch["sequences"][column.group])[column.name]
+                vectors = ops.cast(self.tables[column.table](values), "float32")
+                present = ops.cast(ops.not_equal(values, 0), "float32")
+                total = total + 0.5 * ops.sum(ops.sum(ops.square(vectors), axis=-1) * present)
+        return total / ops.cast(ops.shape(batch["candidates"]["mask"])[0], "float32")
+
     def select(self, group: str, names: tuple[str, ...] | None = None) -> list[Column]:
         """The columns of a group, all or those named."""
         return [column for column in self.inputs.group(group) if names is None or column.name in names]

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainer.layers.feature_embedding import FeatureEmbedding
 from transform.columns import Column, ModelInputs
 
 Tensors = dict[str, Any]
@@ -19,6 +20,9 @@ class RankingModel(keras.Model):
     and both ways of serving compute the same numbers. What a cache holds must depend on the user and the sequences
     alone, never on the request's context or its candidates.
 
+    The embedding tables are made here, as `embedding`: all models share how features become vectors, and training may
+    treat the tables apart.
+
     Args:
         inputs: ModelInputs, or its config.
     """
@@ -26,6 +30,12 @@ class RankingModel(keras.Model):
     def __init__(self, inputs: ModelInputs | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.inputs_spec = inputs if isinstance(inputs, ModelInputs) else ModelInputs.from_config(inputs)
+        self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding", dtype=self.dtype_policy)
+
+    @property
+    def task_bias(self) -> keras.Variable:
+        """The bias [K] of the tasks' logits; training starts it at the tasks' base rates."""
+        raise TypeError(f"`{type(self).__name__}` should define `task_bias`.")
 
     def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """Encodes what is known before candidates are.
@@ -62,7 +72,7 @@ class RankingModel(keras.Model):
         return self.score_candidates(cache, batch["context"], batch["candidates"], training=training)
 
     def create_variables(self) -> None:
-        """Creates all variables by a call on one empty request, so that they exist before any graph is traced."""
+        """Creates all variables by a call on an empty request, so that they exist before any graph is traced."""
         self(empty_batch(self.inputs_spec), training=False)
 
     def get_config(self) -> dict[str, Any]:
@@ -70,8 +80,17 @@ class RankingModel(keras.Model):
         return {**super().get_config(), "inputs": self.inputs_spec.to_config()}
 
 
-def empty_batch(inputs: ModelInputs) -> dict[str, dict[str, Any]]:
-    """One request with one candidate and one event a sequence, all values 0."""
+def empty_batch(inputs: ModelInputs, candidates: int = 2, events: int = 2) -> dict[str, dict[str, Any]]:
+    """One request, all values 0.
+
+    Args:
+        inputs: ModelInputs.
+        candidates: int. N. Defaults to 2.
+        events: int. The events in each sequence, at most its length. Defaults to 2.
+
+    Returns:
+        What a model is called on, as numpy arrays.
+    """
 
     def zeros(column: Column, shape: tuple[int, ...]) -> np.ndarray:
         shape = (*shape, 1) if column.kind == "ids" else shape
@@ -80,10 +99,12 @@ def empty_batch(inputs: ModelInputs) -> dict[str, dict[str, Any]]:
     def group(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         return {column.name: zeros(column, shape) for column in inputs.group(name)}
 
-    mask = np.ones((1, 1), "bool")
+    def masked(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        return {**group(name, shape), "mask": np.ones(shape, "bool")}
+
     return {
         "user": group("user", (1,)),
         "context": group("context", (1,)),
-        "sequences": {name: {**group(name, (1, 1)), "mask": mask} for name in inputs.sequences},
-        "candidates": {**group("candidate", (1, 1)), "mask": mask},
+        "sequences": {s.name: masked(s.name, (1, min(events, s.length))) for s in inputs.sequences},
+        "candidates": masked("candidate", (1, candidates)),
     }

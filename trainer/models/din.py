@@ -8,7 +8,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.layers.shared_bottom import SharedBottom
 from trainer.layers.target_attention import TargetAttention
 from trainer.models.base import RankingModel, Tensors
@@ -63,8 +62,7 @@ class DIN(RankingModel):
         self.dropout = dropout
 
         # === Layers ===
-        names, dtype = self.inputs_spec.sequences, self.dtype_policy
-        self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding", dtype=dtype)
+        names, dtype = self.inputs_spec.sequence_names, self.dtype_policy
         self.event_projections = {name: keras.layers.Dense(d, name=f"{name}_event", dtype=dtype) for name in names}
         self.query_projections = {name: keras.layers.Dense(d, name=f"{name}_query", dtype=dtype) for name in names}
         self.attentions = {
@@ -78,12 +76,17 @@ class DIN(RankingModel):
             name: tuple(c.name for c in self.inputs_spec.group(name) if c.name in candidate_names) for name in names
         }
 
+    @property
+    def task_bias(self) -> keras.Variable:
+        """The predictor's bias [K]."""
+        return self.predictor.logit_bias
+
     # === Stages ===
 
     def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The user's embedding [B, D], and `<sequence>_events` [B, U, d] with `<sequence>_mask` [B, U]."""
         cache = {"user": self.embedding(user, group="user")}
-        for name in self.inputs_spec.sequences:
+        for name in self.inputs_spec.sequence_names:
             events = {key: value for key, value in sequences[name].items() if key != "mask"}
             cache[f"{name}_events"] = self.event_projections[name](self.embedding(events, group=name))
             cache[f"{name}_mask"] = sequences[name]["mask"]
@@ -98,7 +101,7 @@ class DIN(RankingModel):
         n = ops.shape(candidates["mask"])[1]
         request = [cache["user"]] + ([self.embedding(context, group="context")] if context else [])
         vectors += [ops.repeat(ops.expand_dims(vector, 1), n, axis=1) for vector in request]
-        for name in self.inputs_spec.sequences:
+        for name in self.inputs_spec.sequence_names:
             columns = self.item_columns[name]
             item = {column: features[column] for column in columns}
             query = self.query_projections[name](self.embedding(item, group="candidate", names=columns))

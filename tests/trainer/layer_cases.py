@@ -1,0 +1,160 @@
+"""Every layer with arguments that use all of it: what `test_layers.py` and `test_backends.py` run."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trainer.layers.candidate_attention import CandidateAttention
+from trainer.layers.candidate_tokenizer import CandidateTokenizer
+from trainer.layers.context_tokenizer import ContextTokenizer
+from trainer.layers.cross_task_attention import CrossTaskAttention
+from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.matching_scorer import MatchingScorer
+from trainer.layers.private_channel_block import PrivateChannelBlock
+from trainer.layers.ranking_loss import RankingLoss
+from trainer.layers.shared_bottom import SharedBottom
+from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.layers.target_attention import TargetAttention
+from transform.columns import Column, EventSequence, ModelInputs
+
+B, N, U, K, D = 3, 5, 7, 4, 8
+HEADS = 2
+
+INPUTS = ModelInputs(
+    columns=(
+        Column("user", "user", "id", "user", 3),
+        Column("candidate", "item", "id", "item", 4),
+        Column("candidate", "price", "dense", None, 1),
+        Column("candidate", "tags", "ids", "tag", 2),
+        Column("liked", "item", "id", "item", 4),
+        Column("seen", "item", "id", "item", 4),
+        Column("seen", "buy", "id", "feedback.buy", 2),
+    ),
+    rows={"user": 6, "item": 10, "tag": 5, "feedback.buy": 3},
+    sequences=(EventSequence("liked", "anchor", 3), EventSequence("seen", "history", 7)),
+    tasks=("buy",),
+)
+CANDIDATE_INPUTS = ModelInputs(INPUTS.group("candidate"), {"item": 10, "tag": 5}, (), ("buy",))
+
+
+class Case(NamedTuple):
+    """The arguments of `run_layer_test`."""
+
+    cls: type
+    settings: dict[str, Any]
+    arguments: dict[str, Any]
+    shape: Any
+    options: dict[str, Any] = {}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def ids(high, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, high, shape)
+
+
+def coins(*shape, seed=0):
+    return ids(2, *shape, seed=seed).astype("float32")
+
+
+def prefix_mask(lengths, size):
+    return np.arange(size) < np.array(lengths)[:, None]
+
+
+EVENTS_MASK = prefix_mask([U, 3, 0], U)
+CANDIDATES_MASK = prefix_mask([N, 2, 1], N)
+EVENTS = {
+    "liked": {"events": normal(B, 3, 4), "mask": prefix_mask([3, 0, 1], 3)},
+    "seen": {"events": normal(B, U, 6, seed=1), "mask": EVENTS_MASK},
+}
+CACHE = (B, 2, HEADS, U, D // HEADS)
+
+
+def _block(tokens, mask, shape, cache=None, **options):
+    settings = {"heads": HEADS, "ffn_ratio": 3, "dropout": 0.1}
+    arguments = {"tokens": tokens, "context_mask": mask}
+    if cache is not None:
+        arguments["context_cache"] = cache
+    return Case(PrivateChannelBlock, settings, arguments, [shape, CACHE if cache is None else cache.shape], options)
+
+
+def _cross(visibility, detach=True, **options):
+    settings = {"visibility": visibility, "heads": HEADS, "ffn_ratio": 3, "detach": detach}
+    return Case(CrossTaskAttention, settings, {"tasks": normal(B, K, D)}, (B, K, D), options)
+
+
+def _matching(kind):
+    arguments = {"tasks": normal(B, K, D), "candidates": normal(B, N, K, D, seed=1)}
+    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K))
+
+
+def _loss(infonce):
+    arguments = {"logits": normal(B, N, K), "labels": coins(B, N, K, seed=3), "observed": coins(B, N, K, seed=4)}
+    settings = {"weights": [1.0, 0.5, 2.0, 4.0], "infonce": infonce, "temperature": 0.5}
+    return Case(RankingLoss, settings, arguments, (K,), {"reduces": True})
+
+
+CASES = {
+    "candidate_attention": Case(
+        CandidateAttention,
+        {"heads": HEADS},
+        {
+            "queries": normal(B, K, D),
+            "candidates": normal(B, N, K, D, seed=1),
+            "candidate_mask": CANDIDATES_MASK,
+        },
+        (B, K, D),
+    ),
+    "candidate_tokenizer": Case(
+        CandidateTokenizer, {"tasks": K, "d": D}, {"candidates": normal(B, N, 6)}, (B, N, 1 + K, D)
+    ),
+    "candidate_tokenizer_without_tasks": Case(
+        CandidateTokenizer, {"tasks": 0, "d": D}, {"candidates": normal(B, N, 6)}, (B, N, 1, D)
+    ),
+    "context_tokenizer": Case(
+        ContextTokenizer, {"inputs": INPUTS, "d": D}, {"sequences": EVENTS}, [(B, U + 3 + 2, D), (B, U + 3 + 2)]
+    ),
+    "cross_task_attention_parallel": _cross("parallel", idle=("query/kernel",)),  # one task has all of the softmax
+    "cross_task_attention_full": _cross("full"),
+    "cross_task_attention_cascade": _cross("cascade"),
+    "cross_task_attention_matrix": _cross([[1, 0, 0, 0], [0.5, 1, 0, 0], [0, 0.1, 1, 1], [0.9, 0, 0, 1]]),
+    "cross_task_attention_not_detached": _cross("full", detach=False),
+    "feature_embedding": Case(
+        FeatureEmbedding,
+        {"inputs": CANDIDATE_INPUTS},
+        {"features": {"item": ids(10, B, N), "price": normal(B, N), "tags": ids(5, B, N, 3)}, "group": "candidate"},
+        (B, N, 7),
+    ),
+    "matching_scorer_dot": _matching("dot"),
+    "matching_scorer_bilinear": _matching("bilinear"),
+    "matching_scorer_mlp": _matching("mlp"),
+    "private_channel_block_context": _block(normal(B, U, D), EVENTS_MASK, (B, U, D), idle=("candidate_bias",)),
+    "private_channel_block_groups": _block(
+        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=normal(*CACHE, seed=1)
+    ),
+    "private_channel_block_groups_without_context": _block(
+        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=normal(B, 2, HEADS, 0, D // HEADS)
+    ),
+    "ranking_loss": _loss(0.0),
+    "ranking_loss_with_infonce": _loss(0.3),
+    "shared_bottom": Case(
+        SharedBottom, {"tasks": 3, "hidden": (16, 8), "dropout": 0.1}, {"inputs": normal(B, N, D)}, (B, N, 3)
+    ),
+    "situational_descriptor": Case(
+        SituationalDescriptor,
+        {"tasks": K, "d": D},
+        {"user": normal(B, 6), "context": normal(B, 3, seed=1)},
+        (B, K, D),
+    ),
+    "situational_descriptor_without_context": Case(
+        SituationalDescriptor, {"tasks": K, "d": D}, {"user": normal(B, 6)}, (B, K, D)
+    ),
+    "target_attention": Case(
+        TargetAttention,
+        {"hidden": 16},
+        {"query": normal(B, N, D), "keys": normal(B, U, D, seed=1), "keys_mask": EVENTS_MASK},
+        (B, N, D),
+    ),
+}

@@ -1,0 +1,49 @@
+"""What a request costs: the floating-point operations of a model's contractions, counted from its graph."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.models.base import RankingModel, empty_batch
+
+
+def request_flops(model: RankingModel, candidates: int, events: int) -> int:
+    """Floating-point operations to score one request, context encoded anew.
+
+    Counted are matrix products and einsums, 2 for a multiplication and its addition, from the static shapes of the
+    traced graph; what is element-wise is left out.
+
+    Args:
+        model: RankingModel. With its variables created.
+        candidates: int. N.
+        events: int. The events in each sequence, at most its length.
+
+    Returns:
+        The operations.
+    """
+    batch = empty_batch(model.inputs_spec, candidates, events)
+    signature = keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), batch)
+    traced = tf.function(lambda b: model(b, training=False)).get_concrete_function(signature)
+    return sum(_flops(operation) for operation in traced.graph.get_operations())
+
+
+def _flops(operation: Any) -> int:
+    if operation.type in ("MatMul", "BatchMatMul", "BatchMatMulV2"):
+        transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+        inner = operation.inputs[0].shape[-2 if transposed else -1]
+        return 2 * inner * operation.outputs[0].shape.num_elements()
+    if operation.type == "Einsum":
+        terms = operation.get_attr("equation").decode().split("->")[0].split(",")
+        if len(terms) < 2:
+            return 0
+        sizes = {
+            label: size
+            for term, tensor in zip(terms, operation.inputs, strict=True)
+            for label, size in zip(term, tensor.shape, strict=True)
+        }
+        return 2 * math.prod(sizes.values())
+    return 0

@@ -1,0 +1,188 @@
+"""OneRank: one Transformer in which every task has a private channel, and a matching score instead of an MLP head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainer.layers.candidate_attention import CandidateAttention
+from trainer.layers.candidate_tokenizer import CandidateTokenizer
+from trainer.layers.context_tokenizer import ContextTokenizer
+from trainer.layers.cross_task_attention import CrossTaskAttention, visibility_matrix
+from trainer.layers.matching_scorer import MatchingScorer
+from trainer.layers.private_channel_block import PrivateChannelBlock
+from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.models.base import RankingModel, Tensors
+from trainer.models.registry import register_model
+from transform.columns import ModelInputs
+
+
+@register_model("onerank")
+@keras.saving.register_keras_serializable(package="onerank")
+class OneRank(RankingModel):
+    """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
+
+    The cache holds the user's embedding and each layer's keys and values of the context.
+
+    Args:
+        inputs: ModelInputs, or its config.
+        d: int. The width of tokens. Defaults to 64.
+        layers: int. L, the Transformer's blocks. Defaults to 2.
+        heads: int. H, the attention heads; divides d. Defaults to 4.
+        ffn_ratio: int. The width of feed-forward networks' hidden layers over d. Defaults to 4.
+        dropout: float. The dropout in the Transformer's blocks. Defaults to 0.0.
+        scorer: str. `"dot"`, `"bilinear"` or `"mlp"`, see `MatchingScorer`. Defaults to `"dot"`.
+        cross_task: str or matrix [K, K]. `"parallel"`, `"full"`, `"cascade"` or weights, see `CrossTaskAttention`.
+            Defaults to `"cascade"`.
+        detach: bool. Whether tasks read each other without gradient. Defaults to True.
+        query_residual: bool. Whether a task's query is added to what it reads of the candidates. Defaults to True.
+        task_tokens: bool. Without them a candidate's own state serves all tasks; for ablation. Defaults to True.
+        descriptor: str. `"situational"`, or `"constant"`: the same learned queries for every request; for ablation.
+            Defaults to `"situational"`.
+        candidate_attention: bool. Without it the queries stand for the candidates' set; for ablation. Defaults to True.
+
+    References:
+        - [OneRank](https://arxiv.org/abs/2606.16838). Ours: `query_residual` (the paper's h_k is the attention's output
+          alone, in which the user's profile only weighs candidates: nothing of it is left with a single candidate),
+          and what the layers' docstrings name.
+    """
+
+    def __init__(
+        self,
+        inputs: ModelInputs | dict[str, Any],
+        d: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        ffn_ratio: int = 4,
+        dropout: float = 0.0,
+        scorer: str = "dot",
+        cross_task: str | Sequence[Sequence[float]] = "cascade",
+        detach: bool = True,
+        query_residual: bool = True,
+        task_tokens: bool = True,
+        descriptor: str = "situational",
+        candidate_attention: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(inputs, **kwargs)
+        k, dtype = len(self.inputs_spec.tasks), self.dtype_policy
+        if d < 1 or layers < 1 or heads < 1 or d % heads:
+            raise ValueError(
+                "`d`, `layers` and `heads` should be at least 1 and `heads` should divide `d`. "
+                f"Received: `d={d}`, `layers={layers}`, `heads={heads}`. Use `d: 64`, `layers: 2`, `heads: 4`."
+            )
+        if descriptor not in ("situational", "constant"):
+            raise ValueError(f"`descriptor` should be situational or constant. Received: `descriptor={descriptor}`.")
+        self.d = d
+        self.depth = layers
+        self.heads = heads
+        self.ffn_ratio = ffn_ratio
+        self.dropout = dropout
+        self.scorer_kind = scorer
+        self.cross_task = cross_task
+        self.detach = detach
+        self.query_residual = query_residual
+        self.task_tokens = task_tokens
+        self.descriptor_kind = descriptor
+        self.candidate_attention = candidate_attention
+
+        # === Layers ===
+        self.context_tokenizer = None
+        if self.inputs_spec.sequences:
+            self.context_tokenizer = ContextTokenizer(self.inputs_spec, d, name="context_tokenizer", dtype=dtype)
+        self.candidate_tokenizer = CandidateTokenizer(
+            k if task_tokens else 0, d, name="candidate_tokenizer", dtype=dtype
+        )
+        self.blocks = [
+            PrivateChannelBlock(heads, ffn_ratio, dropout, name=f"block_{index}", dtype=dtype)
+            for index in range(layers)
+        ]
+        self.final_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="final_norm", dtype=dtype)
+        self.descriptor = SituationalDescriptor(k, d, name="descriptor", dtype=dtype)
+        self.attend_candidates = None
+        if candidate_attention:
+            self.attend_candidates = CandidateAttention(heads, name="candidate_attention", dtype=dtype)
+        self.cross = CrossTaskAttention(cross_task, heads, ffn_ratio, detach, name="cross_task", dtype=dtype)
+        visibility_matrix(self.cross.visibility, k)  # a wrong matrix is told when the model is made
+        self.scorer = MatchingScorer(scorer, name="scorer", dtype=dtype)
+
+    @property
+    def task_bias(self) -> keras.Variable:
+        """The scorer's bias [K]."""
+        return self.scorer.bias
+
+    # === Stages ===
+
+    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+        """The user's embedding `user` [B, D], `keys_values` [B, L, 2, H, U, d/H] and `mask` [B, U]."""
+        embedded = self.embedding(user, group="user")
+        tokens, mask = self._context_tokens(sequences, embedded)
+        caches = []
+        for block in self.blocks:
+            tokens, cache = block(tokens, mask, training=training)
+            caches.append(cache)
+        return {"user": embedded, "keys_values": ops.stack(caches, axis=1), "mask": mask}
+
+    def score_candidates(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> Any:
+        """Logits [B, N, K]."""
+        states = self._candidate_states(cache, candidates, training)
+        tasks = self._task_vectors(cache, context, states, candidates["mask"])
+        return self.scorer(tasks, states)
+
+    # === Steps ===
+
+    def _context_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
+        if self.context_tokenizer is None:
+            b = ops.shape(user)[0]
+            return ops.zeros((b, 0, self.d), self.compute_dtype), ops.zeros((b, 0), "bool")
+        embedded = {}
+        for name in self.inputs_spec.sequence_names:
+            events = {key: value for key, value in sequences[name].items() if key != "mask"}
+            embedded[name] = {"events": self.embedding(events, group=name), "mask": sequences[name]["mask"]}
+        return self.context_tokenizer(embedded)
+
+    def _candidate_states(self, cache: Tensors, candidates: Tensors, training: bool | None) -> Any:
+        """R [B, N, K, d]: what each task makes of each candidate."""
+        features = {key: value for key, value in candidates.items() if key != "mask"}
+        groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
+        for index, block in enumerate(self.blocks):
+            groups, _ = block(groups, cache["mask"], cache["keys_values"][:, index], training=training)
+        states = self.final_norm(groups)
+        return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
+
+    def _task_vectors(self, cache: Tensors, context: Tensors, states: Any, candidate_mask: Any) -> Any:
+        """Z [B, K, d]: what each task looks for in this request."""
+        user, request = cache["user"], self.embedding(context, group="context") if context else None
+        if self.descriptor_kind == "constant":
+            user, request = ops.zeros_like(user), None if request is None else ops.zeros_like(request)
+        queries = self.descriptor(user, request)
+        tasks = queries
+        if self.attend_candidates is not None:
+            tasks = self.attend_candidates(queries, states, candidate_mask)
+            tasks = tasks + queries if self.query_residual else tasks
+        return self.cross(tasks)
+
+    # === Config ===
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "d": self.d,
+            "layers": self.depth,
+            "heads": self.heads,
+            "ffn_ratio": self.ffn_ratio,
+            "dropout": self.dropout,
+            "scorer": self.scorer_kind,
+            "cross_task": self.cross.visibility,
+            "detach": self.detach,
+            "query_residual": self.query_residual,
+            "task_tokens": self.task_tokens,
+            "descriptor": self.descriptor_kind,
+            "candidate_attention": self.candidate_attention,
+        }

@@ -1,0 +1,1 @@
+"""Functions of tensors that more than one layer needs."""
