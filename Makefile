@@ -7,6 +7,7 @@ DATA ?= data/kuairand_pure_mini
 UV     := uv==0.13.9
 PY     := .venv/bin/python
 STAMP  := .venv/.installed
+BENCH  := PYTHONWARNINGS=ignore $(PY) -m benchmarks
 NEWEST := .venv-newest
 BUILD  := requirements/build-constraints.txt
 
@@ -15,7 +16,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm lock clean distclean
+.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -42,6 +43,21 @@ lint: $(STAMP)  ## Check style, format, types and the direction of imports
 
 bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
+
+bench-synthetic: $(STAMP)  ## Models, and OneRank without its parts, on data with a known truth (hours)
+	$(BENCH).synthetic --variants benchmarks/variants/synthetic.yaml --output "$(OUT)/bench"
+	$(BENCH).synthetic --variants benchmarks/variants/ablation.yaml --output "$(OUT)/bench" --scenarios conflict set --strengths 1
+
+bench-scorers: $(STAMP)  ## The three scorers: training steps until they know more than the base rates
+	$(BENCH).plateau --variants benchmarks/variants/scorers.yaml --output "$(OUT)/bench"
+
+bench-kuairand: $(STAMP)  ## OneRank, DIN and LightGBM on KuaiRand-Pure (DATA: its folder), by day and by week
+	$(BENCH).quality --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
+	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
+	$(BENCH).quality --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
+
+bench-seesaw: $(STAMP)  ## Each task of SPEC learned with the others and alone
+	$(BENCH).seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
 
 lock: $(STAMP)  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
 	$(call resolve,stack-a,3.10,2_28)

@@ -1,7 +1,9 @@
 """KuaiRand-Pure in requests of a user and week: `python -m benchmarks.kuairand_weeks --help`.
 
 A user's impressions of one day are two on average; of one week, about five, and some fifty. Models that read the whole
-request have more to read there. The log covers one full week and four days of the next, so that a time-based eval split
+request have more to read there. Some of it is hindsight: what was shown on Friday may follow from a click on Monday, so
+a model that reads the set of candidates knows a little of what came of the first. Compare it with the same model
+without candidate attention. The log covers one full week and four days of the next, so that a time-based eval split
 would leave no week for training: the second week is split by user into eval (a fifth) and test.
 """
 
@@ -15,7 +17,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -44,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source, unfinished)
     for pattern in spec["data"]["impressions"]["files"]:
-        for path in source.glob(pattern):
-            add_weeks(path, unfinished / path.name)
+        paths = sorted(source.glob(pattern))
+        first_week = min(week_of(row) for path in paths for row in read_rows(path))
+        for path in paths:
+            add_weeks(path, unfinished / path.name, first_week)
     spec["name"] = f"{spec['name']}_weeks"
     spec["request"]["group_by"] = ["user_id", "week"]
     spec["split"] = {"by": "part", "train": [TRAIN, TRAIN], "eval": [EVAL, EVAL], "test": [TEST, TEST]}
@@ -54,18 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def add_weeks(source: Path, target: Path) -> None:
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a log."""
+    with gzip.open(path, "rt", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def week_of(row: dict[str, str]) -> str:
+    """The calendar week of a row, such as 2022-W17."""
+    year, week, _ = datetime.datetime.strptime(row["date"], "%Y%m%d").isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def add_weeks(source: Path, target: Path, first_week: str) -> None:
     """Copies a log with `week`, the calendar week, and `part`, the split it falls into."""
-    with gzip.open(source, "rt", newline="") as read, gzip.open(target, "wt", newline="") as written:
-        rows = csv.DictReader(read)
-        writer = csv.DictWriter(written, [*(rows.fieldnames or ()), "week", "part"])
-        writer.writeheader()
-        first_week = None
-        for row in rows:
-            week = datetime.datetime.strptime(row["date"], "%Y%m%d").isocalendar()[1]
-            first_week = week if first_week is None else min(first_week, week)
+    with gzip.open(target, "wt", newline="") as file:
+        writer = None
+        for row in read_rows(source):
             later = EVAL if zlib.crc32(row["user_id"].encode()) % EVAL_USERS == 0 else TEST
-            writer.writerow({**row, "week": week, "part": TRAIN if week == first_week else later})
+            row = {**row, "week": week_of(row), "part": str(TRAIN if week_of(row) == first_week else later)}
+            if writer is None:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+            writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from transform.datasets.synthetic import write
 from transform.errors import UserError
 from transform.spec import RankingSpec
 
-LEFT = 0.99  # normalised entropy
+LEFT_BELOW = 0.99  # normalised entropy
 EVERY_STEPS = 10
 EVAL_REQUESTS = 512
 
@@ -54,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         variants = load_variants(spec, arguments.variants)
         prepared = prepare(spec, data, output / "prepared")
         found = {
-            name: [measure(prepared, variant.with_seed(seed), arguments.steps) for seed in arguments.seeds]
-            for name, (variant, _) in variants.items()
+            name: [measure(prepared, variant.spec.with_seed(seed), arguments.steps) for seed in arguments.seeds]
+            for name, variant in variants.items()
         }
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_table(spec, found, arguments.steps, console)
-    (output / "plateau.json").write_text(json.dumps({"versions": versions(), "runs": found}, indent=1))
+    (output / f"plateau-{Path(arguments.variants).stem}.json").write_text(
+        json.dumps({"versions": versions(), "runs": found}, indent=1)
+    )
     return 0
 
 
@@ -90,14 +92,16 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
     batches = request_batches(
         spec, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed
     ).repeat()
-    step_fn = make_train_step(model, loss_fn, Optimizers(spec, model, loss_fn, steps), 0.0, batches.element_spec)
+    step_fn = make_train_step(
+        model, loss_fn, Optimizers(spec, model, loss_fn, steps), settings.embedding_l2, batches.element_spec
+    )
     held_out = list(request_batches(spec, files["eval"], EVAL_REQUESTS).take(1))
     course = []
     for step, (batch, targets) in enumerate(batches.take(steps + 1)):
         if step % EVERY_STEPS == 0:
             course.append((step, _normalized_entropy(model, *held_out[0])))
         step_fn(batch, targets)
-    behind = [step for step, values in course if max(values) >= LEFT]
+    behind = [step for step, values in course if not all(value < LEFT_BELOW for value in values)]  # NaN is behind
     left = behind[-1] + EVERY_STEPS if behind else 0
     return {"seed": settings.seed, "left_at": left if left <= steps else None, "course": course}
 
@@ -116,17 +120,17 @@ def _normalized_entropy(model: Any, batch: dict, targets: dict) -> list[float]:
 def print_table(spec: RankingSpec, found: dict[str, list[dict[str, Any]]], steps: int, console: Console) -> None:
     """The step of each seed, and the normalised entropy after the last."""
     table = Table(
-        title=f"{spec.name}: steps until every task's normalised entropy is below {LEFT}", title_justify="left"
+        title=f"{spec.name}: steps until every task's normalised entropy is below {LEFT_BELOW}", title_justify="left"
     )
     table.add_column("model")
     for run in next(iter(found.values())):
         table.add_column(f"seed {run['seed']}", justify="right")
     for task in spec.task_names:
-        table.add_column(f"{task}, step {steps}\nmean ± sd", justify="right")
+        table.add_column(f"{task}, at the end\nmean ± sd", justify="right")
     for name, runs in found.items():
         cells = ["-" if run["left_at"] is None else str(run["left_at"]) for run in runs]
         last = np.array([run["course"][-1][1] for run in runs])
-        cells += [f"{of_task.mean():.4f} ± {of_task.std():.4f}" for of_task in last.T]
+        cells += [f"{of_task.mean():.4f} ± {of_task.std(ddof=1):.4f}" for of_task in last.T]
         table.add_row(name, *cells)
     console.print(table)
 

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.prepare import Prepared, prepare
+from tfx_pipeline.code_version import code_version
 from trainer import metrics
 from trainer.flops import request_flops
 from trainer.training import predict, train
 from transform.batches import count_labels
 from transform.errors import SpecError, UserError
 from transform.spec import RankingSpec
+from transform.spec_sections import Model
 
 METRICS = ("auc", "gauc")
 WIDTH_WITHOUT_TERMINAL = 180
@@ -71,65 +73,86 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, RankingSpec]:
-    """Reads variants: by name, `model` and `training` to merge into the spec's, or `alone: true`.
+@dataclass(frozen=True)
+class Variant:
+    """What is trained under a name.
 
-    A variant with `alone` trains one model a task, each with that task alone. `lightgbm: true` is no model of the
-    package but LightGBM, a classifier a task.
+    Attributes:
+        spec: RankingSpec.
+        alone: bool. Whether each task gets a model of its own.
+        lightgbm: bool. Whether it is no model of the package but LightGBM, a classifier a task.
     """
+
+    spec: RankingSpec
+    alone: bool = False
+    lightgbm: bool = False
+
+
+def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, Variant]:
+    """Reads variants: by name `alone`, `lightgbm`, or `model` and `training` to merge into the spec's."""
     with open(path, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     variants = {}
     for name, changes in content.items():
+        if not isinstance(changes, dict) or set(changes) - {"model", "training", "alone", "lightgbm"}:
+            raise SpecError(f"{path}: {name}: model, training, alone or lightgbm is expected. Received: {changes}.")
         plain = json.loads(spec.to_json())
-        for section in set(changes) - {"alone", "lightgbm"}:
-            plain[section] = {**plain.get(section, {}), **changes[section]}
-            if section == "model" and changes[section].get("name") not in (None, spec.model.name):
-                plain[section] = changes[section]
-        try:
-            variants[name] = RankingSpec.model_validate(plain), changes
-        except ValueError as error:
-            raise SpecError(f"{path}: {name}: {error}") from error
+        model = changes.get("model", {})
+        same_model = model.get("name", spec.model.name) == spec.model.name
+        plain["model"] = {**(plain["model"] if same_model else {}), **model}
+        plain["training"] = {**plain.get("training", {}), **changes.get("training", {})}
+        parsed = RankingSpec.parse(json.dumps(plain), f"{path}: {name}")
+        variants[name] = Variant(parsed, changes.get("alone", False), changes.get("lightgbm", False))
     return variants
 
 
 def run_all(
-    prepared: Prepared, variants: Mapping[str, Any], seeds: Sequence[int], output: Path
+    prepared: Prepared, variants: Mapping[str, Variant], seeds: Sequence[int], output: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """Runs each variant with each seed, seeds first, so that all variants are seen early."""
+    """Runs each variant with each seed, seeds first, so that all variants are seen early.
+
+    A result is kept with its spec and a hash of the code, and is measured anew when one of them is another.
+    """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    code = code_version("transform", "trainer")
     for seed in seeds:
-        for name, (spec, changes) in variants.items():
+        for name, variant in variants.items():
             folder = output / "runs" / prepared.folder.name / f"{name}-{seed}"
             stored = folder / "result.json"
-            key = f"{spec.with_seed(seed).to_json()} {sorted(set(changes) & {'alone', 'lightgbm'})}"
+            seeded = replace(variant, spec=variant.spec.with_seed(seed))
+            key = [seeded.spec.to_json(), seeded.alone, seeded.lightgbm, code]
             result = json.loads(stored.read_text()) if stored.exists() else {}
             if result.get("key") != key:
                 print(f"{name}, seed {seed}", flush=True)
-                result = {"key": key, "seed": seed, **run_one(prepared, spec.with_seed(seed), changes, folder)}
+                result = {"key": key, "versions": versions(), "seed": seed, **run_one(prepared, seeded, folder)}
                 folder.mkdir(parents=True, exist_ok=True)
-                stored.write_text(json.dumps(result, indent=1))
+                unfinished = stored.with_suffix(".part")
+                unfinished.write_text(json.dumps(result, indent=1))
+                unfinished.replace(stored)
             results[name].append(result)
     return results
 
 
-def run_one(prepared: Prepared, spec: RankingSpec, changes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Test metrics by task, parameters, FLOPs a request, seconds."""
-    started = time.perf_counter()
-    if changes.get("lightgbm"):
-        tasks = _lightgbm(prepared, spec)
-        return {"tasks": tasks, "seconds": time.perf_counter() - started}
-    if not changes.get("alone"):
+def run_one(prepared: Prepared, variant: Variant, folder: Path) -> dict[str, Any]:
+    """Test metrics by task, parameters, FLOPs a request, seconds of training."""
+    spec = variant.spec
+    if variant.lightgbm:
+        return _lightgbm(prepared, spec)
+    if not variant.alone:
         return _train(prepared, spec, spec.task_names, folder)
     # one model a task
-    alone = {task: _train(prepared, _for_task(spec, task), (task,), folder / task) for task in spec.task_names}
+    alone = {task: _train(prepared, for_task(spec, task), (task,), folder / task) for task in spec.task_names}
     return {
         "tasks": {task: result["tasks"][task] for task, result in alone.items()},
         **{key: sum(result[key] for result in alone.values()) for key in ("parameters", "flops", "seconds")},
     }
 
 
-def _for_task(spec: RankingSpec, task: str) -> RankingSpec:
+def for_task(spec: RankingSpec, task: str) -> RankingSpec:
+    """The spec for a model of one task: early stopping watches that task, and there is none to read."""
+    if not isinstance(spec.model.settings.get("cross_task", ""), str):
+        settings = {key: value for key, value in spec.model.settings.items() if key != "cross_task"}
+        spec = spec.model_copy(update={"model": Model(name=spec.model.name, loss=spec.model.loss, **settings)})
     stopping = spec.training.early_stopping
     if stopping is None:
         return spec
@@ -155,17 +178,22 @@ def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder
     }
 
 
-def _lightgbm(prepared: Prepared, spec: RankingSpec) -> dict[str, dict[str, float]]:
+def _lightgbm(prepared: Prepared, spec: RankingSpec) -> dict[str, Any]:
     from benchmarks.lightgbm_baseline import evaluate_task, make_columns, read_rows, to_matrix
 
     splits = {split: read_rows(spec, str(prepared.folder / "raw" / split)) for split in ("train", "eval", "test")}
     columns = list(make_columns(spec, splits["train"]))
     matrices = {split: to_matrix(columns, rows) for split, rows in splits.items()}
     threads = os.cpu_count() or 1
+    started = time.perf_counter()
     found = {
         task: evaluate_task(task, columns, matrices, splits, threads, spec.training.seed) for task in spec.task_names
     }
-    return {task: {name: of_task[name] for name in METRICS} for task, of_task in found.items()}
+    seconds = time.perf_counter() - started
+    return {
+        "tasks": {task: {name: of_task[name] for name in METRICS} for task, of_task in found.items()},
+        "seconds": seconds,
+    }
 
 
 # === The table ===
@@ -174,7 +202,7 @@ def _lightgbm(prepared: Prepared, spec: RankingSpec) -> dict[str, dict[str, floa
 def print_table(spec: RankingSpec, results: Mapping[str, list[dict[str, Any]]], console: Console) -> None:
     """Mean and standard deviation over seeds."""
     seeds = max(len(runs) for runs in results.values())
-    title = f"Test split of {spec.name}: mean ± standard deviation over {seeds} seeds"
+    title = f"Test split of {spec.name}: mean ± standard deviation over {seeds} training seeds"
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     for task in spec.task_names:
@@ -185,12 +213,17 @@ def print_table(spec: RankingSpec, results: Mapping[str, list[dict[str, Any]]], 
         cells = []
         for task in spec.task_names:
             of_task = {metric: [run["tasks"][task][metric] for run in runs] for metric in METRICS}
-            cells.append("\n".join(f"{np.mean(v):.4f} ± {np.std(v):.4f}" for v in of_task.values()))
+            cells.append("\n".join(_mean(values) for values in of_task.values()))
         flops = f"{runs[0]['flops'] / 1e6:.1f}" if "flops" in runs[0] else "-"
         size = f"{runs[0]['parameters']:,}" if "parameters" in runs[0] else "-"
         table.add_row(name, *cells, size, flops, f"{np.mean([run['seconds'] for run in runs]):.0f}", end_section=True)
     console.print(table)
     console.print(", ".join(f"{name} {version}" for name, version in versions().items()), highlight=False)
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
 
 
 def versions() -> dict[str, Any]:

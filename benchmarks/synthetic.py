@@ -83,11 +83,12 @@ def print_table(scenario: str, report: Mapping[float, Mapping[str, Any]], consol
     """The metrics at each strength, and how much more a variant loses to the oracle at the last than at the first."""
     tasks = list(next(iter(report.values()))["oracle"][0]["tasks"])
     for metric in METRICS:
-        title = f"{scenario}: test {metric.upper()} (mean ± standard deviation over seeds)"
+        title = f"{scenario}: test {metric.upper()} (mean ± standard deviation over training seeds, one data set)"
         table = Table(title=title, title_justify="left")
         table.add_column("model")
         for task in tasks:
-            for name in (*(f"{task}\nstrength {strength:g}" for strength in report), "lost to\nthe effect"):
+            lost = ["lost to\nthe effect"] if len(report) > 1 else []
+            for name in (*(f"{task}\nstrength {strength:g}" for strength in report), *lost):
                 table.add_column(name, justify="right")
         for variant in next(iter(report.values())):
             cells = []
@@ -97,9 +98,10 @@ def print_table(scenario: str, report: Mapping[float, Mapping[str, Any]], consol
                     values = [run["tasks"][task][metric] for run in report[strength][variant]]
                     best = report[strength]["oracle"][0]["tasks"][task][metric]
                     gaps.append(best - np.mean(values))
-                    spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
+                    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
                     cells.append(f"{np.mean(values):.4f}{spread}")
-                cells.append(f"{gaps[-1] - gaps[0]:+.4f}" if variant != "oracle" else "")
+                if len(report) > 1:
+                    cells.append(f"{gaps[-1] - gaps[0]:+.4f}" if variant != "oracle" else "")
             table.add_row(variant, *cells)
         console.print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,14 @@ from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
 
 
+LARGEST_TABLES = 20_000_000
+
+
 class GradientProbe:
     """Measures each task's gradient on a training batch, before the step, every so many steps.
 
-    Parameters come in two groups, `embedding` (the tables) and `network` (all else). A pair of tasks is compared on
+    Parameters come in two groups, `embedding` (the tables, if they hold no more than `LARGEST_TABLES` parameters: a
+    gradient a task is as large as all of them) and `network` (all else). A pair of tasks is compared on
     the parameters that it shares, those that both send a gradient to: rows or channels of one task alone say nothing
     about conflict. The cosine is in [-1, 1], negative where a step for one is a step against the other, and NaN for
     tasks that share nothing. The measures go to TensorBoard (`gradients/<group>/...`) and into `measured`.
@@ -89,6 +94,12 @@ def _measure_fn(model: RankingModel, loss_fn: RankingLoss, tasks: int, element_s
         "network": [variable for variable in model.trainable_variables if id(variable) not in tables],
         "embedding": list(model.embedding.trainable_variables),
     }
+    size = sum(math.prod(variable.shape) for variable in groups["embedding"])
+    if size > LARGEST_TABLES:
+        logging.info(
+            "Gradients on the embedding tables are not compared: %d parameters, above %d", size, LARGEST_TABLES
+        )
+        del groups["embedding"]
 
     @tf.function(input_signature=list(element_spec))
     def measure(batch: dict, targets: dict) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ def request_flops(model: RankingModel, candidates: int, events: int) -> int:
     """Floating-point operations to score one request, context encoded anew.
 
     Counted are matrix products and einsums, 2 for a multiplication and its addition, from the static shapes of the
-    traced graph; what is element-wise is left out.
+    traced graph, as far as the logits depend on them; what is element-wise is left out.
 
     Args:
         model: RankingModel. With its variables created.
@@ -28,7 +29,19 @@ def request_flops(model: RankingModel, candidates: int, events: int) -> int:
     batch = empty_batch(model.inputs_spec, candidates, events)
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), batch)
     traced = tf.function(lambda b: model(b, training=False)).get_concrete_function(signature)
-    return sum(_flops(operation) for operation in traced.graph.get_operations())
+    return sum(_flops(operation) for operation in _needed(traced.graph.outputs))
+
+
+def _needed(outputs: Sequence[Any]) -> list[Any]:
+    """The operations that outputs depend on: what a graph holds besides is not run."""
+    found: dict[str, Any] = {}
+    waiting = [tensor.op for tensor in outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in found:
+            found[operation.name] = operation
+            waiting += [tensor.op for tensor in operation.inputs]
+    return list(found.values())
 
 
 def _flops(operation: Any) -> int:

@@ -104,7 +104,8 @@ class RankingSpec(sections.Section):
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal text, and `parse` reads it back."""
         content = self.model_dump(mode="json", exclude_defaults=True)
-        content["model"] = {"name": self.model.name, **self.model.settings}
+        model = self.model.model_dump(mode="json", exclude_defaults=True)
+        content["model"] = {"name": self.model.name, **model}
         return json.dumps(content, sort_keys=True)
 
     def with_seed(self, seed: int | None) -> RankingSpec:

@@ -16,7 +16,7 @@ from trainer.layers.candidate_tokenizer import CandidateTokenizer
 from trainer.layers.context_tokenizer import ContextTokenizer
 from trainer.layers.cross_task_attention import CrossTaskAttention
 from trainer.layers.feature_embedding import FeatureEmbedding
-from trainer.layers.matching_scorer import START, MatchingScorer
+from trainer.layers.matching_scorer import START_FACTOR, MatchingScorer
 from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.layers.shared_bottom import SharedBottom
@@ -326,7 +326,7 @@ def test_bilinear_matching_starts_as_the_dot_product():
     arguments = CASES["matching_scorer_dot"].arguments
     dot, bilinear = (numpy(MatchingScorer(kind)(**arguments)) for kind in ("dot", "bilinear"))
     expected = np.einsum("bkd,bnkd->bnk", arguments["tasks"], arguments["candidates"]) / D**0.5
-    np.testing.assert_allclose(dot, START * expected, atol=1e-5)
+    np.testing.assert_allclose(dot, START_FACTOR * expected, atol=1e-5)
     np.testing.assert_allclose(bilinear, dot, atol=1e-5)
 
 

@@ -454,3 +454,9 @@ def test_a_list_whose_one_element_is_wrong_is_not_also_too_short():
         RankingSpec.parse(text)
     assert len(str(caught.value).splitlines()) == 1
     assert "Did you mean `categorical`?" in str(caught.value)
+
+
+def test_canonical_json_keeps_the_loss():
+    spec = toy_spec({"model": {"name": "onerank", "d": 8, "loss": {"infonce": 0.1, "temperature": 0.5}}})
+    assert RankingSpec.parse(spec.to_json()).model == spec.model
+    assert spec.to_json() != toy_spec({"model": {"name": "onerank", "d": 8}}).to_json()

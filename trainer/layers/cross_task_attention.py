@@ -62,10 +62,7 @@ class CrossTaskAttention(keras.layers.Layer):
                 f"Received: `heads={heads}`, `ffn_ratio={ffn_ratio}`. Use 4 and 4."
             )
         if isinstance(visibility, str):
-            if visibility not in NAMED:
-                raise ValueError(
-                    f"`visibility` should be one of {NAMED} or a matrix. Received: `{visibility}`. Use cascade."
-                )
+            visibility_matrix(visibility, 1)
             self.visibility: Any = visibility
         else:
             self.visibility = [[float(weight) for weight in row] for row in visibility]
@@ -147,19 +144,25 @@ def visibility_matrix(visibility: str | Sequence[Sequence[float]], tasks: int) -
         Float [K, K], 1 on the diagonal.
 
     Raises:
-        ValueError: when a matrix has another shape, a weight outside [0, 1], or a task that does not see itself.
+        ValueError: when a name is unknown, or a matrix has another shape, a weight outside [0, 1], or a task that does
+            not see itself.
     """
     if isinstance(visibility, str):
+        if visibility not in NAMED:
+            raise ValueError(
+                f"`visibility` should be one of {NAMED} or a matrix. Received: `{visibility}`. Use cascade."
+            )
         named = {"parallel": np.eye(tasks), "full": np.ones((tasks, tasks)), "cascade": np.tri(tasks)}
         return named[visibility]
     weights = np.array(visibility, "float32") if len({len(row) for row in visibility}) == 1 else np.zeros(0)
     if weights.shape != (tasks, tasks):
         raise ValueError(
-            f"`visibility` should be a matrix of {tasks} by {tasks}, a row a task. Received: `visibility={visibility}`."
+            f"`visibility` should be a matrix of {tasks} by {tasks}, a row a task. Received: `{visibility}`. "
+            "Give each task a row in their order."
         )
     if not ((weights >= 0) & (weights <= 1)).all() or not (np.diag(weights) == 1).all():
         raise ValueError(
             "`visibility` should hold weights from 0 to 1, with 1 on the diagonal (each task sees itself). "
-            f"Received: `visibility={visibility}`."
+            f"Received: `{visibility}`. Write 1 there, and 0 for what a task should not read."
         )
     return weights

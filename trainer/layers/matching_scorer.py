@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 KINDS = ("dot", "bilinear", "mlp")
-START = 0.2  # of the factor alpha: what random vectors match by is small beside the base rate
+START_FACTOR = 0.2  # alpha: what random vectors match by is small beside the base rate
 
 
 @keras.saving.register_keras_serializable(package="onerank")
@@ -50,7 +50,7 @@ class MatchingScorer(keras.layers.Layer):
     def build(self, tasks_shape: Any, candidates_shape: Any) -> None:
         """Creates the weights; those of the tasks are one variable each."""
         k, d = tasks_shape[-2:]
-        self.factor = self.add_weight(shape=(k,), initializer=keras.initializers.Constant(START), name="factor")
+        self.factor = self.add_weight(shape=(k,), initializer=keras.initializers.Constant(START_FACTOR), name="factor")
         self.bias = self.add_weight(shape=(k,), initializer="zeros", name="bias")
         if self.kind == "bilinear":
             identity = np.broadcast_to(np.eye(d, dtype="float32"), (k, d, d))

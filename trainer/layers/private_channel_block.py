@@ -9,8 +9,9 @@ from keras import ops
 
 from trainer.ops.structured_attention import context_attention, group_attention
 
-# e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first. Without, the
-# candidate starts with one part in U + 2, and what tells candidates apart is drowned in what they have in common.
+# e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first, and the
+# candidate's token gives it to itself. Without, the candidate starts with one part in U + 2, and what tells candidates
+# apart is drowned in what they have in common.
 CANDIDATE_BIAS = 4.0
 
 

@@ -12,7 +12,7 @@ from trainer.layers.candidate_attention import CandidateAttention
 from trainer.layers.candidate_tokenizer import CandidateTokenizer
 from trainer.layers.context_tokenizer import ContextTokenizer
 from trainer.layers.cross_task_attention import CrossTaskAttention, visibility_matrix
-from trainer.layers.matching_scorer import MatchingScorer
+from trainer.layers.matching_scorer import KINDS, MatchingScorer
 from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.models.base import RankingModel, Tensors
@@ -41,7 +41,7 @@ class OneRank(RankingModel):
         query_residual: bool. Whether a task's query is added to what it reads of the candidates. Defaults to True.
         task_tokens: bool. Without them a candidate's own state serves all tasks; for ablation. Defaults to True.
         descriptor: str. `"situational"`, or `"constant"`: the same learned queries for every request; for ablation.
-            Defaults to `"situational"`.
+            It is then blind to user and context. Defaults to `"situational"`.
         candidate_attention: bool. Without it the queries stand for the candidates' set; for ablation. Defaults to True.
 
     References:
@@ -75,7 +75,15 @@ class OneRank(RankingModel):
                 f"Received: `d={d}`, `layers={layers}`, `heads={heads}`. Use `d: 64`, `layers: 2`, `heads: 4`."
             )
         if descriptor not in ("situational", "constant"):
-            raise ValueError(f"`descriptor` should be situational or constant. Received: `descriptor={descriptor}`.")
+            raise ValueError(
+                f"`descriptor` should be situational or constant. Received: `descriptor={descriptor}`. Use situational."
+            )
+        if scorer not in KINDS:
+            raise ValueError(f"`scorer` should be one of {', '.join(KINDS)}. Received: `scorer={scorer}`. Use dot.")
+        try:
+            visibility_matrix(cross_task, k)
+        except ValueError as error:
+            raise ValueError(str(error).replace("visibility", "cross_task")) from error
         self.d = d
         self.depth = layers
         self.heads = heads
@@ -106,7 +114,6 @@ class OneRank(RankingModel):
         if candidate_attention:
             self.attend_candidates = CandidateAttention(heads, name="candidate_attention", dtype=dtype)
         self.cross = CrossTaskAttention(cross_task, heads, ffn_ratio, detach, name="cross_task", dtype=dtype)
-        visibility_matrix(self.cross.visibility, k)  # a wrong matrix is told when the model is made
         self.scorer = MatchingScorer(scorer, name="scorer", dtype=dtype)
 
     @property
