@@ -15,7 +15,6 @@ import tensorflow as tf
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
 
-
 LARGEST_TABLES = 20_000_000
 
 
