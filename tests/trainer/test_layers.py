@@ -403,5 +403,5 @@ def test_layers_refuse_bad_arguments(make, message):
 )
 def test_a_matrix_of_visibility_is_checked(matrix, message):
     matrix = [[float(weight) for weight in row] for row in matrix]
-    with pytest.raises(ValueError, match=rf"{message}.*Received: `visibility={re.escape(str(matrix))}`"):
+    with pytest.raises(ValueError, match=rf"{message}.*Received: `{re.escape(str(matrix))}`"):
         CrossTaskAttention(matrix, HEADS).build((B, K, D))
