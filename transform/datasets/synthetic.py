@@ -187,7 +187,6 @@ def _spec(dataset: Dataset) -> dict[str, Any]:
             },
             {"name": "liked", "role": "anchor", "length": 10, "where": "engage", "features": ["item", "topic"]},
         ],
-        "model": {"name": "din"},
         "training": {
             "epochs": 6,
             "batch_requests": 64,
