@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from trainer.models.onerank import OneRank
@@ -24,7 +25,9 @@ def test_settings_and_defaults_are_those_of_the_code():
     assert stated["training"] == {name: Training().model_dump()[name] for name in stated["training"]}
 
 
-def test_every_linked_file_is_there():
-    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", (DOCS / "onerank.md").read_text())
-    assert len(links) > 8
-    assert [link for link in links if not (DOCS / link).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+def test_every_linked_file_is_there(page):
+    path = DOCS.parent / page
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", path.read_text())
+    assert links
+    assert [link for link in links if not (path.parent / link).exists()] == []
