@@ -43,6 +43,7 @@ from trainer import metrics
 from transform import examples
 from transform.errors import PipelineError, UserError
 from transform.impressions import SPLITS
+from transform.preprocessing import FIRST_MONDAY_MS, PERIODS_MS
 from transform.spec import RankingSpec
 
 METRICS = ("auc", "gauc", "normalized_entropy")
@@ -251,6 +252,9 @@ def make_columns(spec: RankingSpec, train: Candidates) -> Iterator[Column]:
             yield Column(feature.name, feature.name, float)
         elif feature.type == "categorical":
             yield from _categorical(group, feature.name, Counter(value for value in values if value))
+        elif feature.type == "time":
+            for period in feature.periods:
+                yield Column(f"{feature.name}_{period}", feature.name, partial(_place, feature.utc_offset, period))
         else:
             counts = Counter(value for row in values for value in row)
             for index, (value, _) in enumerate(counts.most_common(SET_COLUMNS)):
@@ -263,6 +267,11 @@ def _categorical(group: str, name: str, counts: Counter[str]) -> Iterator[Column
     yield Column(name, name, lambda value: codes.get(value, np.nan), True, group if is_id else None)
     if is_id:
         yield Column(f"{name}_count", name, lambda value: counts[value])
+
+
+def _place(utc_offset: float, period: str, time: int) -> float:
+    local = time + utc_offset * PERIODS_MS["hour"] - FIRST_MONDAY_MS
+    return local % PERIODS_MS[period] if time >= 0 else np.nan
 
 
 def _holds(wanted: str, row: list[str]) -> float:
@@ -321,10 +330,13 @@ def fit(
     names = [column.name for column in chosen]
     data: list[lightgbm.Dataset] = []
     for split in ("train", "eval"):
-        there = splits[split].masks[task] > 0
+        weights = splits[split].masks[task]
+        there = weights > 0
         matrix, labels = inputs[split][there][:, kept], splits[split].labels[task][there]
         reference = data[0] if data else None
-        data.append(lightgbm.Dataset(matrix, labels, reference, feature_name=names, categorical_feature=codes))
+        data.append(
+            lightgbm.Dataset(matrix, labels, reference, weights[there], feature_name=names, categorical_feature=codes)
+        )
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     return lightgbm.train({**PARAMETERS, **settings}, data[0], MAX_ROUNDS, [data[1]], callbacks=[stop])
 

@@ -69,7 +69,7 @@ def _in_split(spec: RankingSpec, truth: dict[str, np.ndarray], split: str) -> np
 
 
 def _metrics(labels: np.ndarray, scores: np.ndarray, requests: np.ndarray) -> dict[str, float]:
-    rows = Rows(labels, scores, requests)
+    rows = Rows.observed(labels, scores, requests, None)
     return {name: compute(name, rows) for name in METRICS}
 
 

@@ -58,10 +58,17 @@ SPEC: dict[str, Any] = {
             {"name": "tags", "type": "categorical_set", "separator": "|", "dim": 4},
             {"name": "price", "type": "numeric", "transform": "log_z"},
             {"name": "signal", "type": "numeric", "transform": "identity"},
+            {"name": "maker", "column": "brand", "type": "categorical", "vocabulary": {"hash_buckets": 8}, "dim": 4},
+            {"name": "shown_at", "column": "time_ms", "type": "time", "periods": ["day"], "utc_offset": -3.5},
         ],
     },
     "sequences": [
-        {"name": "seen", "length": 12, "features": ["item", "brand", "price"], "feedback": ["buy", "share"]},
+        {
+            "name": "seen",
+            "length": 12,
+            "features": ["item", "brand", "price", "shown_at"],
+            "feedback": ["buy", "share"],
+        },
         {"name": "bought", "role": "anchor", "length": 5, "where": "buy", "features": ["item"]},
     ],
     "model": {"name": "onerank", "d": 16, "layers": 1, "heads": 2},

@@ -1,8 +1,8 @@
 """The metrics of `trainer.metrics` in TFMA, and the gate that a model must pass.
 
 TFMA gathers the labelled rows of a slice once for each task and model, and all metrics are derived from them: exact,
-and the same numbers as in training. A row takes 16 bytes, so the overall slice of ten million candidates, four tasks
-and two models takes 1.3 GB on the worker that finishes it, and each further slicing spec as much again, spread over its
+and the same numbers as in training. A row takes 20 bytes, so the overall slice of ten million candidates, four tasks
+and two models takes 1.6 GB on the worker that finishes it, and each further slicing spec as much again, spread over its
 slices. Evaluate a sample of the requests when that is too much.
 
 The metrics read the rows that `tfx_pipeline.extractors` makes of requests, and fail without it.
@@ -26,7 +26,7 @@ from trainer.metrics import Rows
 GATE_PREFIX = "gate_"
 """What the names of gates begin with in TFMA's results."""
 
-_NO_ROWS = Rows(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+_NO_ROWS = Rows(*(np.zeros(0, dtype) for dtype in (np.float32, np.float32, np.int64, np.float32)))
 
 # Small parts cost more than the rows in them, and merging at each step would copy all rows again and again.
 _MAX_PARTS = 256
@@ -126,8 +126,9 @@ class _GatherRows(beam.CombineFn):
         )
         groups = element[constants.FEATURES_KEY][GROUP_KEY]
         for labels, scores, weights in inputs:
-            mask = np.broadcast_to(weights, np.shape(labels))
-            accumulator.append(Rows.observed(labels.astype(np.float32), scores.astype(np.float32), groups, mask))
+            columns = (labels, scores, np.broadcast_to(weights, np.shape(labels)))
+            labels, scores, weights = (column.astype(np.float32) for column in columns)
+            accumulator.append(Rows.observed(labels, scores, groups, weights))
         return self.compact(accumulator) if len(accumulator) > _MAX_PARTS else accumulator
 
     def merge_accumulators(self, accumulators: Iterable[list[Rows]]) -> list[Rows]:

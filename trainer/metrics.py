@@ -1,14 +1,15 @@
 """Exact ranking metrics in numpy: the same numbers in training, in the evaluation and in the gates.
 
-Rows are candidates: a label (0 or 1), a score and the group (the request) they belong to. Weights are masks: a row of
-weight 0 has no label and is dropped, every other row counts once. A metric that is undefined on the rows is NaN, and
-so is every metric of labels or scores that are not finite: a broken model never gets a number that looks fine.
+Rows are candidates: a label (0 or 1), a score, the group (the request) they belong to and a weight. A row of weight 0
+has no label and is dropped, a row of weight w counts as w rows; counts are of rows, whatever their weights. A metric
+that is undefined on the rows is NaN, and so is every metric of labels or scores that are not finite: a broken model
+never gets a number that looks fine.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,11 +32,13 @@ class Rows:
         labels: array of shape [rows]. 1 is a positive.
         scores: array of shape [rows]. Probabilities.
         groups: array of shape [rows]. What names the request of each row; any sortable type.
+        weights: array of shape [rows]. Above 0.
     """
 
     labels: Array
     scores: Array
     groups: Array
+    weights: Array
 
     @classmethod
     def observed(cls, labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None) -> Rows:
@@ -45,17 +48,18 @@ class Rows:
             labels: array.
             scores: array of as many values.
             groups: array of as many values.
-            weights: array of as many values, or None. 0 where the label is missing.
+            weights: array of as many values, or None, which is 1 for all. 0 where the label is missing.
 
         Returns:
             The rows.
         """
-        return cls(*_observed(weights, labels, scores, groups))
+        *columns, kept_weights = _observed(weights, labels, scores, groups)
+        return cls(*columns, kept_weights)
 
     @classmethod
     def concatenate(cls, parts: Iterable[Rows]) -> Rows:
         """All rows of some parts, in their order; at least one part is needed."""
-        columns = zip(*((part.labels, part.scores, part.groups) for part in parts), strict=True)
+        columns = zip(*((part.labels, part.scores, part.groups, part.weights) for part in parts), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
 
     def __len__(self) -> int:
@@ -71,20 +75,20 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     Args:
         labels: array of 0 and 1.
         scores: array of as many values.
-        weights: array of as many values, or None. Rows of weight 0 are dropped.
+        weights: array of as many values, or None, which is 1 for all.
 
     Returns:
         The AUC, or NaN when positives or negatives are missing.
     """
-    labels, scores = _observed(weights, labels, scores)
+    labels, scores, weights = _observed(weights, labels, scores)
     if not _usable(labels, scores):
         return np.nan
-    by_group = _auc_by_group(labels, scores, np.zeros(len(labels), np.int8))
+    by_group = _auc_by_group(labels, scores, np.zeros(len(labels), np.int8), weights)
     return float(by_group.values[0])
 
 
 def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """The AUC inside groups, averaged with the number of their rows (impressions) as weight.
+    """The AUC inside groups, averaged with the weight of their rows (their number of impressions) as weight.
 
     Groups of one class have no AUC and are skipped; `one_class_groups` counts them.
 
@@ -92,47 +96,51 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: Array
         labels: array of 0 and 1.
         scores: array of as many values.
         groups: array of as many values. The request of each row.
-        weights: array of as many values, or None. Rows of weight 0 are dropped.
+        weights: array of as many values, or None, which is 1 for all.
 
     Returns:
         The mean, or NaN when no group holds both classes.
     """
-    labels, scores, groups = _observed(weights, labels, scores, groups)
+    labels, scores, groups, weights = _observed(weights, labels, scores, groups)
     if not _usable(labels, scores):
         return np.nan
-    by_group = _auc_by_group(labels, scores, groups)
+    by_group = _auc_by_group(labels, scores, groups, weights)
     defined = ~np.isnan(by_group.values)
-    return float(np.average(by_group.values[defined], weights=by_group.sizes[defined])) if defined.any() else np.nan
+    return float(np.average(by_group.values[defined], weights=by_group.weights[defined])) if defined.any() else np.nan
 
 
 def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weights: ArrayLike | None = None) -> float:
     """Normalised discounted cumulative gain at k, averaged over groups; all-negative groups are skipped.
 
     The gain is the label and the discount is logarithmic. Candidates with equal scores get the expected gain over all
-    their orders, so that a model which scores everything alike is not rewarded for the order of the log.
+    their orders, so that a model which scores everything alike is not rewarded for the order of the log. A group counts
+    with the mean weight of its rows.
 
     Args:
         labels: array of 0 and 1.
         scores: array of as many values.
         groups: array of as many values. The request of each row.
         k: int. Only the first k places count.
-        weights: array of as many values, or None. Rows of weight 0 are dropped.
+        weights: array of as many values, or None, which is 1 for all.
 
     Returns:
         The mean, or NaN when no group holds a positive.
     """
-    labels, scores, groups = _observed(weights, labels, scores, groups)
+    labels, scores, groups, weights = _observed(weights, labels, scores, groups)
     if not _usable(labels, scores):
         return np.nan
-    gains, layout = _sort(labels, -scores, groups)
+    (gains, weights), layout = _sort([labels, weights], -scores, groups)
     places = np.arange(len(gains)) - np.repeat(layout.group_starts, layout.group_sizes)
     discounts = np.where(places < k, 1.0 / np.log2(places + 2.0), 0.0)
     mean_gains = np.add.reduceat(gains, layout.tie_starts) / layout.tie_sizes
     achieved = mean_gains * np.add.reduceat(discounts, layout.tie_starts)
-    best, _ = _sort(labels, -labels.astype(np.float64), groups)
+    (best,), _ = _sort([labels], -labels.astype(np.float64), groups)
     ideal = np.add.reduceat(best * discounts, layout.group_starts)
     found = ideal > 0
-    return float(np.mean(layout.sum_over_ties(achieved)[found] / ideal[found])) if found.any() else np.nan
+    if not found.any():
+        return np.nan
+    of_group = np.add.reduceat(weights, layout.group_starts) / layout.group_sizes
+    return float(np.average(layout.sum_over_ties(achieved)[found] / ideal[found], weights=of_group[found]))
 
 
 # === Probabilities ===
@@ -140,26 +148,27 @@ def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weight
 
 def log_loss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean binary cross entropy, of probabilities clipped by `PROBABILITY_FLOOR`; NaN without rows."""
-    labels, scores = _observed(weights, labels, scores)
+    labels, scores, weights = _observed(weights, labels, scores)
     if not _usable(labels, scores):
         return np.nan
-    return float(np.mean(_cross_entropy(labels, scores)))
+    return _mean(_cross_entropy(labels, scores), weights)
 
 
 def normalized_entropy(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The log loss over that of predicting the rows' own positive rate; NaN when all labels are equal."""
-    labels, scores = _observed(weights, labels, scores)
+    labels, scores, weights = _observed(weights, labels, scores)
     if not _usable(labels, scores) or labels.min() == labels.max():
         return np.nan
-    return float(np.mean(_cross_entropy(labels, scores)) / np.mean(_cross_entropy(labels, _mean(labels))))
+    of_rate = _cross_entropy(labels, _mean(labels, weights))
+    return _mean(_cross_entropy(labels, scores), weights) / _mean(of_rate, weights)
 
 
 def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The mean prediction over the mean label; NaN without positives."""
-    labels, scores = _observed(weights, labels, scores)
+    labels, scores, weights = _observed(weights, labels, scores)
     if not _usable(labels, scores) or not labels.any():
         return np.nan
-    return float(_mean(scores) / _mean(labels))
+    return _mean(scores, weights) / _mean(labels, weights)
 
 
 # === Counts ===
@@ -167,19 +176,19 @@ def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None 
 
 def positive_count(labels: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of positives."""
-    (labels,) = _observed(weights, labels)
+    labels, _ = _observed(weights, labels)
     return int(np.count_nonzero(_positive(labels)))
 
 
 def group_count(groups: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of groups that have a labelled row."""
-    (groups,) = _observed(weights, groups)
+    groups, _ = _observed(weights, groups)
     return len(np.unique(groups))
 
 
 def one_class_groups(labels: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of groups without a positive or without a negative: those that GAUC skips."""
-    labels, groups = _observed(weights, labels, groups)
+    labels, groups, _ = _observed(weights, labels, groups)
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     positives = np.bincount(group, _positive(labels), len(sizes))
     return int(np.count_nonzero((positives == 0) | (positives == sizes)))
@@ -188,11 +197,11 @@ def one_class_groups(labels: ArrayLike, groups: ArrayLike, weights: ArrayLike | 
 # === By name ===
 
 _BY_NAME: dict[str, Callable[[Rows], float]] = {
-    "auc": lambda rows: auc(rows.labels, rows.scores),
-    "gauc": lambda rows: gauc(rows.labels, rows.scores, rows.groups),
-    "log_loss": lambda rows: log_loss(rows.labels, rows.scores),
-    "normalized_entropy": lambda rows: normalized_entropy(rows.labels, rows.scores),
-    "calibration": lambda rows: calibration(rows.labels, rows.scores),
+    "auc": lambda rows: auc(rows.labels, rows.scores, rows.weights),
+    "gauc": lambda rows: gauc(rows.labels, rows.scores, rows.groups, rows.weights),
+    "log_loss": lambda rows: log_loss(rows.labels, rows.scores, rows.weights),
+    "normalized_entropy": lambda rows: normalized_entropy(rows.labels, rows.scores, rows.weights),
+    "calibration": lambda rows: calibration(rows.labels, rows.scores, rows.weights),
     "example_count": lambda rows: float(len(rows)),
     "positive_count": lambda rows: float(positive_count(rows.labels)),
     "group_count": lambda rows: float(group_count(rows.groups)),
@@ -216,7 +225,7 @@ def compute(metric: str, rows: Rows) -> float:
     """
     at_k = _NDCG.fullmatch(metric)
     if at_k:
-        return ndcg(rows.labels, rows.scores, rows.groups, int(at_k[1]))
+        return ndcg(rows.labels, rows.scores, rows.groups, int(at_k[1]), rows.weights)
     if metric not in _BY_NAME:
         raise ValueError(
             f"the name of a metric is expected. Received: `{metric}`. Known: ndcg@k, {', '.join(_BY_NAME)}."
@@ -253,11 +262,11 @@ class _Layout(NamedTuple):
 
 class _ByGroup(NamedTuple):
     values: Array
-    sizes: Array
+    weights: Array
 
 
-def _sort(values: Array, keys: Array, groups: Array) -> tuple[Array, _Layout]:
-    """Sorts rows by group and key: returns the values (as float64) and where equal groups and keys lie."""
+def _sort(columns: Sequence[Array], keys: Array, groups: Array) -> tuple[list[Array], _Layout]:
+    """Sorts rows by group and key: returns columns (as float64) and where equal groups and keys lie."""
     order = np.lexsort((keys, groups))
     keys, groups = keys[order], groups[order]
     new_group = np.append(True, groups[1:] != groups[:-1])
@@ -270,28 +279,29 @@ def _sort(values: Array, keys: Array, groups: Array) -> tuple[Array, _Layout]:
         np.diff(tie_starts, append=len(order)),
         np.flatnonzero(new_group[tie_starts]),
     )
-    return values[order].astype(np.float64), layout
+    return [column[order].astype(np.float64) for column in columns], layout
 
 
-def _auc_by_group(labels: Array, scores: Array, groups: Array) -> _ByGroup:
-    """The AUC of each group from the rank sum of its positives; NaN where a class is missing."""
-    positive, layout = _sort(_positive(labels), scores, groups)
+def _auc_by_group(labels: Array, scores: Array, groups: Array, weights: Array) -> _ByGroup:
+    """The AUC of each group from the negatives below each of its positives; NaN where a class is missing."""
+    (positive, weights), layout = _sort([_positive(labels), weights], scores, groups)
+    positives = np.add.reduceat(positive * weights, layout.tie_starts)
+    negatives = np.add.reduceat((1 - positive) * weights, layout.tie_starts)
+    below = np.cumsum(negatives) - negatives
     ties_in_group = np.diff(layout.first_ties, append=len(layout.tie_starts))
-    before = layout.tie_starts - np.repeat(layout.group_starts, ties_in_group)
-    ranks = before + (layout.tie_sizes + 1) / 2
-    in_tie = np.add.reduceat(positive, layout.tie_starts)
-    positives, rank_sums = layout.sum_over_ties(in_tie), layout.sum_over_ties(in_tie * ranks)
-    pairs = positives * (layout.group_sizes - positives)
-    won = rank_sums - positives * (positives + 1) / 2
+    below -= np.repeat(below[layout.first_ties], ties_in_group)
+    won = layout.sum_over_ties(positives * (below + negatives / 2))
+    all_positives, all_negatives = layout.sum_over_ties(positives), layout.sum_over_ties(negatives)
+    pairs = all_positives * all_negatives
     values = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    return _ByGroup(values, layout.group_sizes)
+    return _ByGroup(values, all_positives + all_negatives)
 
 
 def _observed(weights: ArrayLike | None, *columns: ArrayLike) -> tuple[Array, ...]:
-    flat = tuple(np.asarray(column).ravel() for column in columns)
-    if weights is None:
-        return flat
-    kept = np.asarray(weights).ravel() > 0
+    """The columns, flat, and their weights, without rows of weight 0."""
+    flat = [np.asarray(column).ravel() for column in columns]
+    flat.append(np.ones(len(flat[0]), np.float32) if weights is None else np.asarray(weights).ravel())
+    kept = flat[-1] > 0
     return tuple(column[kept] for column in flat)
 
 
@@ -303,10 +313,10 @@ def _positive(labels: Array) -> Array:
     return labels > 0.5
 
 
-def _mean(values: Array) -> Any:
-    return np.mean(values, dtype=np.float64)
+def _mean(values: Array, weights: Array) -> float:
+    return float(np.average(np.asarray(values, np.float64), weights=weights))
 
 
-def _cross_entropy(labels: Array, probabilities: Array) -> Array:
+def _cross_entropy(labels: Array, probabilities: Array | float) -> Array:
     clipped = np.clip(np.asarray(probabilities, np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from transform.errors import DataError
 from transform.spec import RankingSpec, vocabulary_name
 from transform.spec_sections import Feature
 
+LARGEST_VOCABULARY = 20_000_000  # values; at 16 floats each, and two more an optimizer keeps, 4 GB
 FEEDBACK_TABLE_ROWS = 3  # 0 unknown, 1 no, 2 yes
 FEEDBACK_DIM = 4
 
@@ -37,24 +39,25 @@ class Column:
 
 def columns(spec: RankingSpec) -> tuple[Column, ...]:
     """All columns of a spec in the order of the file; sequences follow the candidates."""
-    found = [_column(group, feature) for group, feature in spec.feature_groups()]
-    by_name = {column.name: column for column in found if column.group == "candidate"}
+    found = [column for group, feature in spec.feature_groups() for column in _columns(group, feature)]
+    candidate_features = {feature.name: feature for feature in spec.features.candidate}
     for sequence in spec.sequences:
         for name in sequence.features:
-            column = by_name[name]
-            found.append(Column(sequence.name, name, column.kind, column.table, column.dim))
+            found += _columns(sequence.name, candidate_features[name])
         for task in sequence.feedback:
             found.append(Column(sequence.name, task, "id", feedback_table(task), FEEDBACK_DIM))
     return tuple(found)
 
 
-def _column(group: str, feature: Feature) -> Column:
+def _columns(group: str, feature: Feature) -> list[Column]:
+    if feature.type == "time":
+        return [Column(group, name, "dense", None, 1) for name in feature.column_names]
     if feature.type == "numeric":
         if feature.transform == "quantiles":
-            return Column(group, feature.name, "id", bucket_table(feature), feature.dim)
-        return Column(group, feature.name, "dense", None, 1)
+            return [Column(group, feature.name, "id", bucket_table(feature), feature.dim)]
+        return [Column(group, feature.name, "dense", None, 1)]
     kind = "ids" if feature.type == "categorical_set" else "id"
-    return Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)
+    return [Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)]
 
 
 def bucket_table(feature: Feature) -> str:
@@ -71,9 +74,14 @@ def vocabularies(spec: RankingSpec) -> dict[str, list[Feature]]:
     """The categorical features by the vocabulary that they share."""
     shared: dict[str, list[Feature]] = {}
     for _, feature in spec.feature_groups():
-        if feature.type != "numeric":
+        if feature.type in ("categorical", "categorical_set"):
             shared.setdefault(vocabulary_name(feature), []).append(feature)
     return shared
+
+
+def hash_buckets(features: list[Feature]) -> int | None:
+    """The number of ids of a vocabulary that is not learned, or None."""
+    return next((f.vocabulary.hash_buckets for f in features if f.vocabulary and f.vocabulary.hash_buckets), None)
 
 
 def oov_buckets(features: list[Feature]) -> int:
@@ -87,12 +95,25 @@ def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict
 
     Args:
         spec: RankingSpec.
-        vocabulary_size: callable. The number of values in a vocabulary.
+        vocabulary_size: callable. The number of values in a learned vocabulary.
 
     Returns:
         Rows by table, row 0 for padding and missing included.
+
+    Raises:
+        DataError: when a learned vocabulary is too large to be trained.
     """
-    rows = {name: 1 + vocabulary_size(name) + oov_buckets(shared) for name, shared in vocabularies(spec).items()}
+    for name, shared in vocabularies(spec).items():
+        if not hash_buckets(shared) and vocabulary_size(name) > LARGEST_VOCABULARY:
+            raise DataError(
+                f"features `{'`, `'.join(feature.name for feature in shared)}`: a vocabulary of at most "
+                f"{LARGEST_VOCABULARY:,} values is expected. Received: {vocabulary_size(name):,}. Set "
+                "`vocabulary: {top_k: ...}` or `{min_frequency: ...}`, or hash the ids: `{hash_buckets: ...}`."
+            )
+    rows = {
+        name: 1 + (hash_buckets(shared) or vocabulary_size(name) + oov_buckets(shared))
+        for name, shared in vocabularies(spec).items()
+    }
     for _, feature in spec.feature_groups():
         if feature.type == "numeric" and feature.transform == "quantiles":
             rows[bucket_table(feature)] = 1 + feature.buckets

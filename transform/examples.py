@@ -44,7 +44,7 @@ def input_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
     """The dtype of each model input in a request example, by key; labels and identifiers are not among them."""
     dtypes: dict[str, tf.DType] = {}
     for _, feature in spec.feature_groups():
-        dtypes[feature.name] = tf.float32 if feature.type == "numeric" else tf.string
+        dtypes[feature.name] = {"numeric": tf.float32, "time": tf.int64}.get(feature.type, tf.string)
         if feature.type == "categorical_set":
             dtypes[length_key(feature.name)] = tf.int64
     for sequence in spec.sequences:
@@ -94,9 +94,12 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
         elif key not in sequence_keys and not _is_set(spec, key):
             feature.presence.min_fraction = 1.0
             feature.value_count.min = 1
+    weights = {mask_key(task) for task in spec.task_names} if spec.request.weight else set()
     for key in target_dtypes(spec):
         domain = next(feature for feature in schema.feature if feature.name == key).float_domain
-        domain.min, domain.max = 0.0, 1.0
+        domain.min = 0.0
+        if key not in weights:
+            domain.max = 1.0
     next(feature for feature in schema.feature if feature.name == CANDIDATE_COUNT).int_domain.min = 1
     return schema
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,10 +13,11 @@ import tensorflow as tf
 
 from transform import examples
 from transform.errors import DataError
-from transform.requests import SCORING_SPLIT, RequestBuilder, parse_time
+from transform.requests import SCORING_SPLIT, RequestBuilder
 from transform.sources import Sources, resolve_sources
 from transform.spec import RankingSpec
 from transform.tables import Row, read_rows
+from transform.values import parse_time
 
 SPLITS = ("train", "eval", "test")
 COUNTS = "counts"
@@ -190,7 +192,7 @@ class _BuildRequests(beam.DoFn):
 
     def process(self, element: Any, items: dict[str, tuple[str, ...]]) -> Iterator[Any]:
         key, grouped = element
-        rows = [Row(*row) for row in grouped["log"]]
+        rows = self._rows(key, grouped["log"])
         if not rows:
             return
         counts: Counter[str] = Counter(users=1) if "user" in grouped else Counter()
@@ -209,3 +211,13 @@ class _BuildRequests(beam.DoFn):
             yield beam.pvalue.TaggedOutput(split, examples.encode(values).SerializeToString(deterministic=True))
         for name, count in counts.items():
             yield beam.pvalue.TaggedOutput(COUNTS, (name, count))
+
+    def _rows(self, key: str, grouped: Iterable[tuple]) -> list[Row]:
+        limit = self._builder.spec.data.max_user_rows
+        rows = [Row(*row) for row in itertools.islice(grouped, limit + 1)]
+        if len(rows) > limit:
+            raise DataError(
+                f"user `{key}`: at most {limit:,} rows in the log are expected (data.max_user_rows). Received: more, "
+                f"{rows[0].origin} is one. Remove the user, who may be a robot, or raise the limit."
+            )
+        return rows

@@ -7,17 +7,21 @@ move a mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import tensorflow as tf
 import tensorflow_transform as tft
 
 from transform import examples
-from transform.columns import oov_buckets, vocabularies
+from transform.columns import hash_buckets, oov_buckets, vocabularies
 from transform.spec import RankingSpec, vocabulary_name
 from transform.spec_sections import Feature
 
 QUANTILE_ERROR = 0.001
+PERIODS_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 604_800_000}
+FIRST_MONDAY_MS = 4 * PERIODS_MS["day"]  # 1 January 1970 was a Thursday
 Inputs = Mapping[str, tf.SparseTensor]
 Apply = Callable[[tf.SparseTensor], tf.SparseTensor]
 
@@ -37,15 +41,13 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
         apply = _vocabulary_functions(spec, inputs)
         outputs: dict[str, tf.SparseTensor] = {}
         for group, feature in spec.feature_groups():
-            if feature.type == "numeric":
-                function = _numeric_function(feature, inputs[feature.name])
-            else:
-                function = apply[vocabulary_name(feature)]
-            outputs[feature.name] = function(inputs[feature.name])
+            functions = _functions(feature, inputs, apply)
+            outputs.update({name: function(inputs[feature.name]) for name, function in functions.items()})
             for sequence in spec.sequences if group == "candidate" else ():
                 if feature.name in sequence.features:
-                    key = examples.sequence_key(sequence.name, feature.name)
-                    outputs[key] = function(inputs[key])
+                    events = inputs[examples.sequence_key(sequence.name, feature.name)]
+                    for name, function in functions.items():
+                        outputs[examples.sequence_key(sequence.name, name)] = function(events)
         for sequence in spec.sequences:
             for task in sequence.feedback:
                 key = examples.sequence_key(sequence.name, task)
@@ -56,6 +58,15 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
         return outputs
 
     return preprocessing_fn
+
+
+def _functions(feature: Feature, inputs: Inputs, apply: Mapping[str, Apply]) -> dict[str, Apply]:
+    """The functions that make a feature's columns, by column name."""
+    if feature.type == "time":
+        return dict(zip(feature.column_names, _cyclic_functions(feature), strict=True))
+    if feature.type == "numeric":
+        return {feature.name: _numeric_function(feature, inputs[feature.name])}
+    return {feature.name: apply[vocabulary_name(feature)]}
 
 
 def _map_values(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.SparseTensor) -> tf.SparseTensor:
@@ -75,6 +86,9 @@ def _vocabulary_functions(spec: RankingSpec, inputs: Inputs) -> dict[str, Apply]
     """One function from values to ids for every vocabulary, analysed on all features and sequences that share it."""
     functions: dict[str, Apply] = {}
     for name, shared in vocabularies(spec).items():
+        if buckets := hash_buckets(shared):
+            functions[name] = _hash(buckets)
+            continue
         keys = [feature.name for feature in shared]
         keys += [
             examples.sequence_key(sequence.name, feature.name)
@@ -99,6 +113,33 @@ def _lookup(vocabulary: object, oov: int) -> Apply:
         return tf.where(values == "", tf.zeros_like(found), found + 1)
 
     return lambda tensor: _map_values(ids, tensor)
+
+
+def _hash(buckets: int) -> Apply:
+    def ids(values: tf.Tensor) -> tf.Tensor:
+        hashed = 1 + tf.strings.to_hash_bucket_fast(values, buckets)
+        return tf.where(values == "", tf.zeros_like(hashed), hashed)
+
+    return lambda tensor: _map_values(ids, tensor)
+
+
+# === Times ===
+
+
+def _cyclic_functions(feature: Feature) -> list[Apply]:
+    """Sine and cosine of the place in each period, in the order of `column_names`; both 0 for a missing time."""
+    return [
+        partial(_map_values, partial(_cyclic, feature.utc_offset, period, function))
+        for period in feature.periods
+        for function in (tf.sin, tf.cos)
+    ]
+
+
+def _cyclic(utc_offset: float, period: str, function: Callable[[tf.Tensor], tf.Tensor], times: tf.Tensor) -> tf.Tensor:
+    local = times + round(utc_offset * PERIODS_MS["hour"]) - FIRST_MONDAY_MS
+    # The remainder of whole numbers: a float32 would round a time to minutes.
+    place = tf.cast(tf.math.floormod(local, PERIODS_MS[period]), tf.float32) / PERIODS_MS[period]
+    return tf.where(times < 0, tf.zeros_like(place), function(2 * math.pi * place))
 
 
 # === Numeric ===

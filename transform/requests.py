@@ -17,11 +17,10 @@ from transform.errors import DataError
 from transform.sources import Sources
 from transform.spec import RankingSpec
 from transform.spec_sections import Feature, Sequence
-from transform.tables import Row
+from transform.tables import Row, split_list
+from transform.values import MISSING, convert, parse_label, parse_time, parse_weight
 
 FindItem = Callable[[str], Mapping[str, str] | None]
-MISSING = math.nan
-LARGEST = 3.4028234663852886e38  # of a float32, which is what an example holds
 SCORING_SPLIT = "all"
 
 
@@ -34,6 +33,7 @@ class Impression(NamedTuple):
     log: Mapping[str, str]
     item: Mapping[str, str]
     labels: dict[str, float]  # NaN where missing or unobserved
+    weight: float
 
 
 class Event(NamedTuple):
@@ -142,10 +142,12 @@ class RequestBuilder:
             self._labels(log, row.origin) if self.sources.labelled else dict.fromkeys(self.spec.task_names, MISSING)
         )
         time = parse_time(log[self.spec.request.time], row.origin, self.spec.request.time)
-        return Impression(time, row.digest, row.origin, log, item or {}, labels)
+        column = self.spec.request.weight if self.sources.labelled else None
+        weight = parse_weight(log[column], row.origin, column) if column else 1.0
+        return Impression(time, row.digest, row.origin, log, item or {}, labels, weight)
 
     def _labels(self, log: Mapping[str, str], origin: str) -> dict[str, float]:
-        labels = {task.name: _parse_label(log[task.label], origin, task.label) for task in self.spec.tasks}
+        labels = {task.name: parse_label(log[task.label], origin, task.label) for task in self.spec.tasks}
         parents = {task.name: task.observed_when for task in self.spec.tasks}
 
         def observed(task: str) -> bool:
@@ -213,17 +215,14 @@ class RequestBuilder:
         assert past_spec is not None
         sequence = next(sequence for sequence in self.spec.sequences if sequence.name == name)
         separator = past_spec.separator
-        lists = {
-            feature: past[column].split(separator) if past[column] else []
-            for feature, column in past_spec.sequences[name].items()
-        }
+        lists = {feature: split_list(past[column], separator) for feature, column in past_spec.sequences[name].items()}
         if len({len(values) for values in lists.values()}) > 1:
             sizes = ", ".join(f"{feature} {len(values)}" for feature, values in lists.items())
             raise DataError(
                 f"past of `{past[past_spec.key]}`, sequence `{name}`: lists of one length are expected. "
                 f"Received: {sizes}. Correct the row."
             )
-        positives = {task: set(past[column].split(separator)) for task, column in past_spec.feedback.items()}
+        positives = {task: set(split_list(past[column], separator)) for task, column in past_spec.feedback.items()}
         for values in zip(*lists.values(), strict=True):
             given = dict(zip(lists, values, strict=True))
             item_id = given.get(self._item_feature or "", "")
@@ -233,7 +232,7 @@ class RequestBuilder:
                 feature = self._candidate_feature[part]
                 section, column = self.sources.feature_source[part]
                 text = given.get(part, item.get(column, "") if section == "item" else "")
-                parts[part] = _convert(feature, text, f"past of {past[past_spec.key]}")
+                parts[part] = convert(feature, text, f"past of {past[past_spec.key]}")
             for task in sequence.feedback:
                 known = bool(item_id) and task in positives
                 parts[task] = float(item_id in positives[task]) if known else 1.0 if task == sequence.where else MISSING
@@ -256,7 +255,7 @@ class RequestBuilder:
     def _value(self, feature: Feature, impression: Impression) -> Any:
         section, column = self.sources.feature_source[feature.name]
         text = impression.log[column] if section == "log" else impression.item.get(column, "")
-        return _convert(feature, text, impression.origin)
+        return convert(feature, text, impression.origin)
 
     def _request_values(self, members: list[Impression], user: Mapping[str, str] | None) -> dict[str, list[Any]]:
         values: dict[str, list[Any]] = {}
@@ -273,7 +272,7 @@ class RequestBuilder:
                         f"`{changed.log[column]}` after `{text}` ({members[0].origin}). Make it a candidate feature, "
                         "or set `pick: first`."
                     )
-            values[feature.name] = [_convert(feature, text, members[0].origin)]
+            values[feature.name] = [convert(feature, text, members[0].origin)]
         return values
 
     def _candidate_values(self, candidates: list[Impression]) -> dict[str, list[Any]]:
@@ -291,56 +290,13 @@ class RequestBuilder:
         for task in self.spec.task_names:
             labels = [candidate.labels[task] for candidate in candidates]
             values[examples.label_key(task)] = [0.0 if math.isnan(label) else label for label in labels]
-            values[examples.mask_key(task)] = [float(not math.isnan(label)) for label in labels]
+            values[examples.mask_key(task)] = [
+                0.0 if math.isnan(label) else candidate.weight
+                for label, candidate in zip(labels, candidates, strict=True)
+            ]
             counts[f"{split}_positives_{task}"] += int(sum(values[examples.label_key(task)]))
         return values
 
 
 def _time(event: Event) -> float:
     return event.time
-
-
-def _convert(feature: Feature, text: str, origin: str) -> Any:
-    """A raw text as the feature's value: str, float (NaN when missing) or list of str."""
-    if feature.type == "categorical":
-        return text
-    if feature.type == "categorical_set":
-        return [member for member in text.split(feature.separator) if member]
-    if text == "":
-        return MISSING
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    if abs(value) > LARGEST:
-        raise DataError(
-            f"{origin}: a finite number is expected for feature `{feature.name}`. Received: `{text}`. "
-            "Leave missing values empty, or make the feature categorical."
-        )
-    return value
-
-
-def _parse_label(text: str, origin: str, column: str) -> float:
-    if text == "":
-        return MISSING
-    try:
-        value = float(text)
-    except ValueError:
-        value = MISSING
-    if value not in (0.0, 1.0):
-        raise DataError(
-            f"{origin}: 0, 1 or nothing is expected in label column `{column}`. Received: `{text}`. "
-            "Make the label binary before it is read."
-        )
-    return value
-
-
-def parse_time(text: str, origin: str, column: str) -> int:
-    """Epoch milliseconds as a whole number; raises a DataError for anything else."""
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(
-            f"{origin}: a whole number of epoch milliseconds is expected in `{column}`. Received: `{text}`. "
-            "Convert the column, as 1650813567259 for 24 April 2022, 15:19:27 UTC."
-        ) from None

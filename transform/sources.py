@@ -66,7 +66,9 @@ def resolve_sources(spec: RankingSpec, data_dir: str, for_scoring: bool = False)
     }
     label_columns = [task.label for task in spec.tasks]
     labelled = not for_scoring or all(label in headers["log"] for label in label_columns)
-    extra = (label_columns if labelled else []) + ([] if for_scoring else [spec.split.by])
+    extra = [] if for_scoring else [spec.split.by]
+    if labelled:
+        extra += [*label_columns, *([spec.request.weight] if spec.request.weight else [])]
     columns = _needed_columns(spec, feature_source, extra)
     for name, paths in files.items():
         for path in paths:

@@ -187,8 +187,6 @@ def _describe(origin: str, problem: Any) -> str:
         return f"{origin}: {path}: a value is expected. Received: nothing. {cure}"
     if location[:1] == ["aggregates"]:
         return f"{origin}: {path}: an empty list is expected: counting features are not there yet. Leave it out."
-    if location == ["request", "weight"]:
-        return f"{origin}: {path}: null is expected: impression weights are not there yet. Leave it out."
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
         is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
@@ -257,6 +255,11 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
     derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.feature_groups() if "set" in f.type]
+    for _, feature in spec.feature_groups():
+        if feature.type == "time":
+            in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
+            names = [prefix + name for prefix in ["", *in_sequences] for name in feature.column_names]
+            derived += [(f"feature `{feature.name}`", name) for name in names]
     for place, name in named + derived:
         taken = name in GROUPS and place.startswith("sequences")
         if taken or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
@@ -304,12 +307,17 @@ def _feature_problems(spec: RankingSpec) -> Iterator[str]:
             yield f"{place}: type `categorical` or `numeric` is expected here. Received: `categorical_set`."
         if feature.pick and group == "candidate":
             yield f"{place}: `pick` belongs to user and context features. Remove it."
-        if feature.type != "numeric":
+        if feature.type in ("categorical", "categorical_set"):
             table = vocabulary_name(feature)
             asked = {"dim": feature.dim}
             if feature.vocabulary:
                 asked.update({key: getattr(feature.vocabulary, key) for key in feature.vocabulary.model_fields_set})
-            for key in [key for key in ("dim", "top_k", "min_frequency", "oov") if key in asked]:
+            if asked.get("hash_buckets") and asked.keys() & {"top_k", "min_frequency", "oov"}:
+                yield (
+                    f"{place}.vocabulary: either `hash_buckets`, or a learned vocabulary with `top_k`, `min_frequency` "
+                    "and `oov`, is expected. Received: both. Remove one."
+                )
+            for key in [key for key in ("dim", "top_k", "min_frequency", "oov", "hash_buckets") if key in asked]:
                 first, value = settings.setdefault((table, key), (feature.name, asked[key]))
                 if value != asked[key]:
                     yield (
@@ -353,11 +361,11 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
 
 
 def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
-    single = [f.name for _, f in spec.feature_groups() if f.type != "categorical_set"]
+    single = [f.name for _, f in spec.feature_groups() if f.type in ("categorical", "numeric")]
     for i, names in enumerate(spec.evaluation.slices):
         for name in names:
             if name not in single:
-                yield _unknown(f"evaluation.slices[{i}]", "a single-valued feature", name, single)
+                yield _unknown(f"evaluation.slices[{i}]", "a categorical or numeric feature", name, single)
     for name in spec.evaluation.gates:
         if name not in (*spec.task_names, "default"):
             yield _unknown(f"evaluation.gates.{name}", "a task (or `default`)", name, spec.task_names)

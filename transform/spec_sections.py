@@ -75,23 +75,33 @@ class Past(Files):
 
 
 class Data(Section):
-    """Where the log and its side tables lie, and which columns are outcomes that may never be inputs."""
+    """Where the log and its side tables lie, and which columns are outcomes that may never be inputs.
+
+    A user's rows are in one worker's memory while their requests are built: a user of more than `max_user_rows`, most
+    often no person, stops the run.
+    """
 
     impressions: Files
     tables: Tables = Tables()
     past: Past | None = None
     drop_duplicates: bool = True
+    max_user_rows: PositiveInt = 100_000
     outcomes: tuple[str, ...] = ()
 
 
 class Request(Section):
-    """What makes a request: rows that share an id, or the values of some columns."""
+    """What makes a request: rows that share an id, or the values of some columns.
+
+    `weight` is a column of the log: an impression of weight w counts as w impressions in the loss, in base rates and in
+    all metrics. It undoes the down-sampling of negatives, or a propensity. Counts of rows and of positives, and so
+    `min_positives`, stay what they are. 0 is as if the labels were missing.
+    """
 
     id: str | None = None
     group_by: tuple[str, ...] | None = None
     time: str
     max_candidates: PositiveInt = 64
-    weight: None = None
+    weight: str | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Request:
@@ -142,25 +152,47 @@ class Task(Section):
 
 
 class Vocabulary(Section):
-    """How the values of a categorical feature become ids. Features that name one vocabulary share it."""
+    """How the values of a categorical feature become ids. Features that name one vocabulary share it.
+
+    `hash_buckets` learns no vocabulary: a value's id is its hash, and values may share one. It is for ids so many, or
+    so new, that a list of them would be too long or too old.
+    """
 
     name: Name | None = None
     top_k: PositiveInt | None = None
     min_frequency: PositiveInt | None = None
     oov: int = Field(1, ge=0)
+    hash_buckets: int | None = Field(None, ge=2)
+
+
+Period = Literal["hour", "day", "week"]
+
+# The keys of a feature that have a meaning for some types only.
+_OPTIONS = {
+    "categorical": {"vocabulary"},
+    "categorical_set": {"vocabulary", "separator"},
+    "numeric": {"transform", "buckets"},
+    "time": {"periods", "utc_offset"},
+}
 
 
 class Feature(Section):
-    """One input. `column` defaults to the name."""
+    """One input. `column` defaults to the name.
+
+    A `time` is in epoch milliseconds; a model gets where it lies in each of the `periods`, as a sine and a cosine.
+    Days and weeks begin `utc_offset` hours before they do in UTC; weeks begin on Monday.
+    """
 
     name: Name
-    type: Literal["categorical", "categorical_set", "numeric"]
+    type: Literal["categorical", "categorical_set", "numeric", "time"]
     column: str | None = None
     vocabulary: Vocabulary | None = None
     dim: PositiveInt = 16
     transform: Literal["z", "log_z", "quantiles", "identity"] = "z"
     buckets: int = Field(10, ge=2)
     separator: str = ","
+    periods: tuple[Period, ...] = Field(("day", "week"), min_length=1)
+    utc_offset: float = Field(0.0, ge=-12, le=14)
     pick: Literal["first"] | None = None
 
     @field_validator("vocabulary", mode="before")
@@ -170,9 +202,7 @@ class Feature(Section):
 
     @model_validator(mode="after")
     def _options_fit_type(self) -> Feature:
-        foreign = {"vocabulary"} if self.type == "numeric" else {"transform", "buckets"}
-        if self.type != "categorical_set":
-            foreign.add("separator")
+        foreign = set().union(*_OPTIONS.values()) - _OPTIONS[self.type]
         wrong = sorted(foreign & self.model_fields_set)
         if wrong:
             raise ValueError(f"`{wrong[0]}` has no meaning for type `{self.type}`. Remove it, or change the type")
@@ -182,6 +212,13 @@ class Feature(Section):
     def source_column(self) -> str:
         """The column that holds the feature."""
         return self.column or self.name
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the model's columns that the feature becomes: one, but two for each period of a time."""
+        if self.type != "time":
+            return (self.name,)
+        return tuple(f"{self.name}_{period}_{function}" for period in self.periods for function in ("sin", "cos"))
 
 
 class Features(Section):

@@ -1,7 +1,7 @@
 """Reading the raw files: which exist, which columns they hold, and their rows.
 
 Files are opened through TensorFlow's file system layer, so that paths on object stores work wherever TensorFlow
-knows them.
+knows them. Whatever their format, rows are texts: a Parquet file gives those that the same table would have as csv.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from transform.errors import DataError
 
 BUFFER_BYTES = 1 << 18
+PARQUET = ".parquet"
+_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException, tf.errors.OpError)
+_KINDS = (".csv", ".csv.gz", PARQUET)
+_LIST = "\x1f"  # begins a list of a Parquet file and stands between its members, which may hold any separator
 
 
 class Row(NamedTuple):
@@ -55,8 +61,8 @@ def match_files(data_dir: str, patterns: Sequence[str], place: str) -> list[str]
             )
         paths += found
     for path in paths:
-        if not path.endswith((".csv", ".csv.gz")):
-            raise DataError(f"{place}: .csv or .csv.gz files are expected. Received: `{path}`. Convert the file.")
+        if not path.endswith(_KINDS):
+            raise DataError(f"{place}: {', '.join(_KINDS)} files are expected. Received: `{path}`. Convert the file.")
     return list(dict.fromkeys(paths))
 
 
@@ -68,6 +74,16 @@ class _Stream(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
         content = self._file.read(len(buffer))
@@ -84,19 +100,68 @@ def _open(path: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw, "utf-8-sig", newline="")
 
 
+def _csv_lines(path: str) -> Iterator[list[str]]:
+    """The header and the rows of a csv file."""
+    with _open(path) as file:
+        yield from csv.reader(file)
+
+
+def _parquet_lines(path: str) -> Iterator[list[str]]:
+    """The header and the rows of a Parquet file, as texts."""
+    with io.BufferedReader(_Stream(path), BUFFER_BYTES) as file:
+        table = pq.ParquetFile(file)
+        yield table.schema_arrow.names
+        for batch in table.iter_batches():
+            yield from map(list, zip(*(_texts(column) for column in batch.columns), strict=True))
+
+
+def _texts(column: pa.Array) -> Iterator[str]:
+    """The values of a column as texts; times as epoch milliseconds."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+    return map(_text, column.to_pylist())
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list):
+        return "".join(_LIST + _text(member) for member in value)
+    # Whole numbers in a column with gaps became floats on their way through pandas: 12.0 is 12.
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def split_list(text: str, separator: str) -> list[str]:
+    """The members of a list: of a text with separators, or of a list column of a Parquet file."""
+    if not text:
+        return []
+    return text[1:].split(_LIST) if text.startswith(_LIST) else text.split(separator)
+
+
 def _lines(path: str) -> Iterator[list[str]]:
-    """The rows of a csv file, with every way in which reading can fail turned into one clear message."""
+    """The header and the rows of a file, with every way in which reading can fail turned into one clear message."""
+    kind, lines = ("Parquet", _parquet_lines) if path.endswith(PARQUET) else ("csv", _csv_lines)
+    encoding = " in UTF-8" if kind == "csv" else ""
     try:
-        with _open(path) as file:
-            yield from csv.reader(file)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, tf.errors.OpError) as error:
+        yield from lines(path)
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        UnicodeDecodeError,
+        csv.Error,
+        pa.ArrowException,
+        tf.errors.OpError,
+    ) as error:
         raise DataError(
-            f"{path}: a readable csv file in UTF-8 is expected. Received: {error}. Check that it is whole."
+            f"{path}: a readable {kind} file{encoding} is expected. Received: {error}. Check that it is whole."
         ) from error
 
 
 def read_header(path: str) -> list[str]:
-    """The column names of a csv file.
+    """The column names of a file.
 
     Raises:
         DataError: when the file is empty or can't be read.
@@ -118,14 +183,14 @@ def check_columns(path: str, columns: Sequence[str], place: str) -> None:
 
 
 def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a csv file.
+    """The rows of a file.
 
     Args:
-        path: str. A .csv or .csv.gz file with a header line.
+        path: str. A .parquet file, or a .csv or .csv.gz file with a header line.
         columns: sequence of str. The columns whose values are wanted, in this order.
 
     Yields:
-        Rows; `origin` is the file's name and the line.
+        Rows; `origin` is the file's name and the line (in a Parquet file, the row).
 
     Raises:
         DataError: when the file can't be read or a row has another number of values than the header.
@@ -134,7 +199,7 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
     header = next(lines, None) or []
     places = [header.index(column) for column in columns]
     name = os.path.basename(path)
-    for number, line in enumerate(lines, start=2):
+    for number, line in enumerate(lines, start=1 if path.endswith(PARQUET) else 2):
         if not line:
             continue  # an empty line, often the last
         if len(line) != len(header):

@@ -58,21 +58,19 @@ def _raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str
     raw = {examples.CANDIDATE_COUNT: np.array([v[examples.CANDIDATE_COUNT][0] for v in decoded], "int64")}
     n = max(raw[examples.CANDIDATE_COUNT]) + extra_padding
 
-    def padded(lists: list[list], size: int, is_text: bool) -> np.ndarray:
-        filler = "" if is_text else 0.0
-        return np.array(
-            [values + [filler] * (size - len(values)) for values in lists], object if is_text else "float32"
-        )
+    def padded(lists: list[list], size: int, dtype: tf.DType) -> np.ndarray:
+        filler = "" if dtype == tf.string else 0
+        return np.array([values + [filler] * (size - len(values)) for values in lists], dtype.as_numpy_dtype)
 
     for group, feature in spec.feature_groups():
-        is_text = dtypes[feature.name] == tf.string
+        dtype = dtypes[feature.name]
         lists = [values[feature.name] for values in decoded]
         if group != "candidate":
-            raw[feature.name] = padded(lists, 1, is_text)[:, 0]
+            raw[feature.name] = padded(lists, 1, dtype)[:, 0]
         elif feature.type == "categorical_set":
             raw[feature.name] = _padded_sets(decoded, feature.name, n)
         else:
-            raw[feature.name] = padded(lists, n, is_text)
+            raw[feature.name] = padded(lists, n, dtype)
     for sequence in spec.sequences:
         parts = (*sequence.features, *sequence.feedback)
         lists = {part: [values[sequence_key(sequence.name, part)] for values in decoded] for part in parts}
@@ -80,7 +78,7 @@ def _raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str
         raw[examples.length_key(sequence.name)] = np.array(lengths, "int64")
         for part in parts:
             key = sequence_key(sequence.name, part)
-            raw[key] = padded(lists[part], max(lengths) + extra_padding, dtypes[key] == tf.string)
+            raw[key] = padded(lists[part], max(lengths) + extra_padding, dtypes[key])
     return raw
 
 

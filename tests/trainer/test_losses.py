@@ -53,6 +53,15 @@ def test_gradient_is_prediction_minus_label_over_their_number(columns):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_weight_counts_as_that_many_candidates(columns, scale):
+    logits, labels, mask = columns
+    repeated = [np.concatenate([array, array[:, :2]], axis=1) for array in columns]
+    weighted = (mask * np.array([2, 2, 1, 1, 1])[:, None] * scale).astype("float32")
+    expected = masked_bce(*repeated).numpy()
+    np.testing.assert_allclose(masked_bce(logits, labels, weighted), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("infonce", [0.0, 0.5])
 def test_labels_that_are_not_there_change_nothing(columns, infonce):
     logits, labels, mask = columns

@@ -55,6 +55,46 @@ def test_metrics_of_rows_equal_scikit_learn(seed, dtype):
     assert metrics.calibration(labels, scores, weights) == pytest.approx(s.mean() / y.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_metrics_of_rows_equal_scikit_learn(seed):
+    labels, scores, _, mask = random_rows(seed)
+    weights = mask * np.random.default_rng(seed).gamma(1.0, size=len(mask))
+    kept = mask > 0
+    y, s, w = labels[kept], scores[kept], weights[kept]
+    loss = reference.log_loss(y, s, sample_weight=w)
+    rate = np.average(y, weights=w)
+    entropy = reference.log_loss(y, np.full(len(y), rate), sample_weight=w)
+    expected_auc = reference.roc_auc_score(y, s, sample_weight=w)
+    assert metrics.auc(labels, scores, weights) == pytest.approx(expected_auc, abs=1e-9)
+    assert metrics.log_loss(labels, scores, weights) == pytest.approx(loss, abs=1e-9)
+    assert metrics.normalized_entropy(labels, scores, weights) == pytest.approx(loss / entropy, abs=1e-9)
+    assert metrics.calibration(labels, scores, weights) == pytest.approx(np.average(s, weights=w) / rate, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["auc", "gauc", "log_loss", "normalized_entropy", "calibration"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weight_is_a_number_of_equal_rows(seed, name):
+    labels, scores, groups, mask = random_rows(seed)
+    times = np.random.default_rng(seed).integers(1, 4, len(mask))
+    repeated = Rows.observed(*(np.repeat(column, times) for column in (labels, scores, groups, mask)))
+    weighted = Rows.observed(labels, scores, groups, mask * times)
+    assert metrics.compute(name, weighted) == pytest.approx(metrics.compute(name, repeated), abs=1e-9)
+    assert metrics.compute(name, weighted) != pytest.approx(
+        metrics.compute(name, Rows.observed(labels, scores, groups, mask)), abs=1e-9
+    )
+    assert metrics.compute("positive_count", weighted) < metrics.compute("positive_count", repeated)  # rows
+
+
+def test_ndcg_weighs_groups_by_their_rows_mean_weight():
+    labels, scores, groups = [1, 0, 1, 0, 0], [0.9, 0.1, 0.2, 0.3, 0.1], [0, 0, 1, 1, 1]
+    second = 1 / np.log2(3)
+    for weights, expected in [
+        ([1, 1, 1, 1, 1], (1 + second) / 2),
+        ([3, 3, 2, 1, 0.5], (3 + second * 3.5 / 3) * 6 / 25),
+    ]:
+        assert metrics.ndcg(labels, scores, groups, 5, weights) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("levels", [2, 6, 10_000])
 @pytest.mark.parametrize("seed", range(5))
 def test_grouped_metrics_equal_scikit_learn_group_by_group(seed, levels):

@@ -1,5 +1,6 @@
 """From request examples to batches: what TensorFlow Transform makes of them, checked against numpy."""
 
+import datetime
 import math
 from collections import Counter
 
@@ -14,7 +15,8 @@ from toy_requests import toy_spec
 
 from transform import examples
 from transform.batches import LabelCounts, count_labels, count_requests, request_batches
-from transform.columns import ModelInputs, columns, oov_buckets, table_rows, vocabularies
+from transform.columns import LARGEST_VOCABULARY, ModelInputs, columns, oov_buckets, table_rows, vocabularies
+from transform.errors import DataError
 from transform.features import parse_transformed, to_batch, to_targets, transformed_dtypes
 from transform.preprocessing import make_preprocessing_fn
 from transform.spec import RankingSpec
@@ -347,6 +349,74 @@ def test_columns_without_values_and_without_variance(tmp_path):
     assert np.isfinite(values["void"] + values["still"]).all()
 
 
+# === Times and hashes ===
+
+
+def moment(text):
+    return int(datetime.datetime.fromisoformat(f"{text}+00:00").timestamp() * 1000)
+
+
+@pytest.fixture(scope="module")
+def of_times_and_hashes(tmp_path_factory):
+    """What becomes of times, in a zone three and a half hours west of Greenwich, and of hashed ids."""
+    times = {"name": "at", "type": "time", "periods": ["hour", "day", "week"], "utc_offset": -3.5}
+    ids = {"type": "categorical", "vocabulary": {"name": "ids", "hash_buckets": 1000}}
+    spec = toy_spec(
+        {
+            "features.user": [{"name": "uid", **ids}],
+            "features.context": [],
+            "features.candidate": [{"name": "iid", **ids}, times],
+            "sequences": [{"name": "seen", "features": ["iid", "at"]}],
+            "tasks": [{"name": "click", "label": "clicked"}],
+        }
+    )
+    # Monday, midnight and six hours later, half past and Wednesday noon there
+    there = ["2022-05-02 03:30", "2022-05-02 09:30", "2022-05-02 04:00", "2022-05-04 15:30"]
+    values = {
+        "uid": ["i7"],
+        "iid": ["i7", "", "i8", "i9"],
+        "at": [moment(text) for text in there],
+        "candidate_count": [4],
+        "seen_iid": ["i9", "i7"],
+        "seen_at": [moment(there[1]), -1],
+        "label_click": [0.0] * 4,
+        "mask_click": [1.0] * 4,
+    }
+    transform = analysed(spec, [values], tmp_path_factory.mktemp("times"))
+    return spec, transform, transformed(transform, [values], spec)[0]
+
+
+def test_times_are_places_in_their_periods(of_times_and_hashes):
+    _, _, values = of_times_and_hashes
+    places = {"hour": [0, 0, 0.5, 0], "day": [0, 0.25, 1 / 48, 0.5], "week": [0, 1 / 28, 1 / 336, 2.5 / 7]}
+    for period, expected in places.items():
+        angles = 2 * np.pi * np.array(expected)
+        np.testing.assert_allclose(values[f"at_{period}_sin"], np.sin(angles), atol=1e-6)
+        np.testing.assert_allclose(values[f"at_{period}_cos"], np.cos(angles), atol=1e-6)
+    # an event's time by the same rule; a missing one is no point of the circle
+    np.testing.assert_allclose(values["seen_at_day_sin"], [1, 0], atol=1e-6)
+    np.testing.assert_allclose(values["seen_at_day_cos"], [0, 0], atol=1e-6)
+
+
+def test_hashed_ids_need_no_vocabulary(of_times_and_hashes):
+    spec, transform, values = of_times_and_hashes
+    seven, missing, eight, nine = values["iid"]
+    assert missing == 0 and values["uid"] == [seven] and values["seen_iid"] == [nine, seven]
+    assert len({seven, eight, nine}) == 3 and min(seven, eight, nine) > 0
+    sizes = table_rows(spec, transform.vocabulary_size_by_name)  # has no file of that name to count
+    assert sizes == {"ids": 1001}
+    # the hash is part of the model: it is the same in every process and version
+    assert seven == 1 + int(tf.strings.to_hash_bucket_fast("i7", 1000))
+
+
+def test_a_batch_holds_the_parts_of_a_time(of_times_and_hashes):
+    spec, _, values = of_times_and_hashes
+    dense = [column.name for column in columns(spec) if column.kind == "dense" and column.group == "seen"]
+    assert dense == [f"at_{period}_{part}" for period in ("hour", "day", "week") for part in ("sin", "cos")]
+    assert {*values} >= {f"seen_{name}" for name in dense}
+    assert transformed_dtypes(spec).keys() >= {f"seen_{name}" for name in dense}
+
+
 # === Batches of model inputs ===
 
 
@@ -503,6 +573,14 @@ def test_tables_have_a_row_for_every_id(written):
             assert tf.reduce_max(groups[column.group][column.name]) < inputs.rows[column.table]
     assert inputs.tasks == ("click", "like") and inputs.sequence_names == ("seen", "loved")
     assert ModelInputs.from_config(inputs.to_config()) == inputs
+
+
+def test_a_vocabulary_too_large_to_train_is_refused():
+    with pytest.raises(
+        DataError, match=r"features `item`, `part_of`: .* at most 20,000,000 .*Received: 20,000,001.*top_k"
+    ):
+        table_rows(SPEC, lambda name: LARGEST_VOCABULARY + (name == "things"))
+    assert table_rows(SPEC, lambda _: LARGEST_VOCABULARY)["things"] == LARGEST_VOCABULARY + 4
 
 
 def test_vocabularies_never_share_a_table_with_feedback_or_buckets():

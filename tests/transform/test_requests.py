@@ -354,6 +354,29 @@ def test_labels_that_are_missing_or_unobserved_are_masked(tmp_path):
     assert later["loved_item"] == ["a", "f"]
 
 
+def test_masks_are_the_weights_of_what_is_observed(tmp_path):
+    log = [
+        impression("a", 1, weight="2.5", clicked="1"),
+        impression("b", 2, weight="0", clicked="1"),
+        impression("c", 3, weight="1", clicked=""),
+    ]
+    spec = toy_spec({"request.weight": "weight", "tasks.1.observed_when": "click"})
+    values = requests_by_id(spec, write_files(tmp_path, log))["u1|1"]
+    assert values["label_click"] == [1.0, 1.0, 0.0]
+    assert values["mask_click"] == [2.5, 0.0, 0.0]
+    assert values["mask_like"] == [2.5, 0.0, 0.0]
+    assert values["mask_share"] == [2.5, 0.0, 1.0]
+
+
+def test_weights_are_read_of_a_log_that_has_them(tmp_path):
+    write_files(tmp_path, [impression("a", 1)])
+    with pytest.raises(DataError, match="log.csv: column `weight` is expected"):
+        RequestExamples(toy_spec({"request.weight": "weight"}), str(tmp_path))
+    write_csv(tmp_path / "log.csv", [{"user": "u1", "day": 1, "time": 1, "item": "a", "device": "tv", "bid": "1"}])
+    ((_, values),) = plain_requests(toy_spec({"request.weight": "weight"}), tmp_path, for_scoring=True)[0]
+    assert values["mask_click"] == [0.0]
+
+
 def test_observation_follows_the_whole_chain(tmp_path):
     """A share needs a like that needs a click: with the click unknown or absent, a 1 for the like says nothing."""
     log = [impression("a", 1, clicked="0", liked="1", shared="1")]
@@ -451,6 +474,9 @@ def test_scoring_uses_labels_that_are_there(tmp_path):
         ({"clicked": "yes"}, "log.csv:3: 0, 1 .*`clicked`. Received: `yes`"),
         ({"time": "1.5"}, "log.csv:3: a whole number of epoch milliseconds .*`time`. Received: `1.5`"),
         ({"time": ""}, "log.csv:3: a whole number .*`time`. Received: ``"),
+        ({"time": "1650813567"}, "log.csv:3: epoch milliseconds .*`time`. Received: `1650813567`.*looks like seconds"),
+        ({"time": "1650813567259000"}, "log.csv:3: epoch milliseconds .*looks like micro- or nanoseconds"),
+        ({"time": "-5"}, "log.csv:3: epoch milliseconds .*looks like a time before 1970"),
         ({"day": "Monday"}, "log.csv:3: a whole number is expected in `day`.*`split` are numbers. Received: `Monday`"),
     ],
 )
@@ -458,6 +484,13 @@ def test_values_that_make_no_sense_are_refused_with_file_and_line(tmp_path, chan
     write_files(tmp_path, [impression("a", 1), {**impression("b", 2), **changes}])
     with pytest.raises(DataError, match=message):
         plain_requests(toy_spec(), tmp_path)
+
+
+@pytest.mark.parametrize("weight", ["", "-1", "nan", "inf", "much"])
+def test_weights_that_make_no_sense_are_refused(tmp_path, weight):
+    write_files(tmp_path, [impression("a", 1, weight="1"), impression("b", 2, weight=weight)])
+    with pytest.raises(DataError, match=f"log.csv:3: a number from 0 on is expected in `weight`.*Received: `{weight}`"):
+        plain_requests(toy_spec({"request.weight": "weight"}), tmp_path)
 
 
 def test_side_table_values_that_make_no_sense_name_the_feature(tmp_path):
@@ -475,7 +508,7 @@ def test_side_table_values_that_make_no_sense_name_the_feature(tmp_path):
         ({"data.impressions.files": ["lgo*.csv"]}, "data.impressions.files: files that match `lgo"),
         ({"data.tables.user.files": ["people.csv"]}, "data.tables.user.files: .*`people.csv`"),
         ({"data.past": {**PAST, "files": ["none.csv"]}}, "data.past.files: .*`none.csv`"),
-        ({"data.impressions.files": ["log.csv", "log.parquet"]}, "csv.gz files are expected. Received: .*log.parquet"),
+        ({"data.impressions.files": ["log.csv", "log.orc"]}, "parquet files are expected. Received: .*log.orc"),
         ({"tasks.0.label": "clickd"}, "log.csv: column `clickd` .*Did you mean `clicked`"),
         ({"request.time": "tme"}, "log.csv: column `tme` .*Did you mean `time`"),
         ({"split.by": "date"}, "log.csv: column `date` is expected .*(Did you mean|Its columns: user, day)"),
@@ -493,7 +526,7 @@ def test_side_table_values_that_make_no_sense_name_the_feature(tmp_path):
 )
 def test_missing_files_and_columns_are_found_before_anything_runs(tmp_path, changes, message):
     write_files(tmp_path, [impression("a", 1)], [{"user": "u1", "until": 1, "items": "", "loved": ""}])
-    (tmp_path / "log.parquet").write_bytes(b"PAR1")
+    (tmp_path / "log.orc").write_bytes(b"ORC")
     with pytest.raises(DataError, match=message):
         RequestExamples(toy_spec(changes), str(tmp_path))
 

@@ -202,6 +202,27 @@ BROKEN = {
         {"features.user.0.transform": "z"},
         ["features.user[0]", "`transform` has no meaning for type `categorical`", "Remove it"],
     ),
+    "transform of a time": (
+        {"features.candidate.4": {"name": "bid", "type": "time", "transform": "z"}},
+        ["features.candidate[4]", "`transform` has no meaning for type `time`", "Remove it"],
+    ),
+    "unknown period": (
+        {"features.candidate.4": {"name": "bid", "type": "time", "periods": ["days"]}},
+        ["features.candidate[4].periods[0]", "'hour', 'day' or 'week'", "Did you mean `day`"],
+    ),
+    "feature named as a part of a time": (
+        {"features.candidate.4": {"name": "at", "type": "time"}, "features.user.0.name": "at_day_sin"},
+        ["Received: `at_day_sin`", "also features.user[0]"],
+    ),
+    "slice by a time": (
+        {"features.candidate.4": {"name": "at", "type": "time"}, "evaluation": {"slices": [["at"]]}},
+        ["evaluation.slices[0]", "`at`", "a categorical or numeric feature"],
+    ),
+    "hashed and learned": (
+        {"features.candidate.1.vocabulary": {"hash_buckets": 9, "top_k": 3}},
+        ["`genre`.vocabulary", "either `hash_buckets`, or", "Remove one"],
+    ),
+    "one bucket": ({"features.candidate.1.vocabulary": {"hash_buckets": 1}}, ["hash_buckets", "greater than", "1"]),
     "vocabulary of a number": (
         {"features.user.1.vocabulary": "v"},
         ["features.user[1]", "`vocabulary` has no meaning for type `numeric`", "Remove it"],
@@ -237,7 +258,7 @@ BROKEN = {
     "both id and group_by": ({"request.id": "r"}, ["request: one of `id` and `group_by`", "not both", '"id": "r"']),
     "neither id nor group_by": ({"request.group_by": REMOVE}, ["request: one of `id` and `group_by`", "not neither"]),
     "empty group_by": ({"request.group_by": []}, ["request: one of `id` and `group_by`", "not neither"]),
-    "request weight": ({"request.weight": 2}, ["request.weight: null is expected", "Leave it out"]),
+    "request weight": ({"request.weight": 2}, ["request.weight", "string", "Received: 2"]),
     "overlapping splits": ({"split.eval": [2, 3]}, ["split: `eval` should begin after `train` ends", '"eval": [2, 3]']),
     "unordered splits": ({"split.train": [5, 6]}, ["split: `eval` should begin after `train` ends", "[5, 6]"]),
     "range that runs backwards": ({"split.test": [9, 4]}, ["split: ", "first <= last", "`test`", "[9, 4]"]),
@@ -352,7 +373,7 @@ BROKEN = {
     ),
     "slice by a set": (
         {"evaluation": {"slices": [["tags"]]}},
-        ["evaluation.slices[0]", "Received: `tags`", "single-valued"],
+        ["evaluation.slices[0]", "Received: `tags`", "a categorical or numeric feature"],
     ),
     "aggregates": ({"aggregates": [{"keys": [["item"]]}]}, ["aggregates", "an empty list is expected", "Leave it out"]),
     "gate with the wrong bound": (

@@ -72,11 +72,12 @@ def Baselines(  # noqa: N802
 
 
 def _candidates(serialized: bytes, item: str | None, tasks: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
-    """(request, item, [positives and labels of each task]) of every candidate."""
+    """(request, item, weights [2, K] of positives and of labels) of every candidate."""
     values = request_examples.decode(serialized)
     labels = [values[request_examples.label_key(task)] for task in tasks]
     masks = [values[request_examples.mask_key(task)] for task in tasks]
-    counts = np.array([labels, masks], "float32")  # [2, K, N]
+    masks = np.array(masks, "float32")
+    counts = np.stack([np.array(labels, "float32") * masks, masks])  # [2, K, N]
     for n in range(counts.shape[2]):
         yield values[request_examples.REQUEST_ID][0], values[item][n] if item else "", counts[:, :, n].tolist()
 
@@ -96,11 +97,12 @@ def _evaluate(rows: list[Any], rates: dict[str, Any], tasks: tuple[str, ...], ha
     requests = np.array([request for request, _, _ in rows])
     result: dict[str, Any] = {}
     for k, task in enumerate(tasks):
-        observed = Rows.observed(targets[:, 0, k], scores[:, k], requests, targets[:, 1, k])
+        labels = (targets[:, 0, k] > 0).astype("float32")
+        observed = Rows.observed(labels, scores[:, k], requests, targets[:, 1, k])
         result[task] = {
             "impressions": len(observed.labels),
             "positives": int(observed.labels.sum()),
-            "base_rate": float(observed.labels.mean()) if len(observed.labels) else float("nan"),
+            "base_rate": float(targets[:, 0, k].sum() / targets[:, 1, k].sum()) if len(observed) else float("nan"),
         }
         if has_item:
             result[task]["popularity"] = {name: float(compute(name, observed)) for name in POPULARITY_METRICS}

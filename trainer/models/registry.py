@@ -58,7 +58,9 @@ def find_model(model: Model) -> type[RankingModel]:
     for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
         importlib.import_module(f"trainer.models.{module.name}")
     if model.name not in _MODELS:
-        raise SpecError(f"model.name: one of {', '.join(sorted(_MODELS))} is expected. Received: `{model.name}`.")
+        near = difflib.get_close_matches(model.name, _MODELS, 1)
+        cure = f" Did you mean `{near[0]}`?" if near else ""
+        raise SpecError(f"model.name: one of {', '.join(sorted(_MODELS))} is expected. Received: `{model.name}`.{cure}")
     cls = _MODELS[model.name]
     known = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "inputs", "kwargs")]
     types = get_type_hints(cls.__init__)
