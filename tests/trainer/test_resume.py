@@ -180,7 +180,8 @@ def test_what_a_checkpoint_holds_is_needed(job, left_alone, killed, tmp_path, mo
     monkeypatch.setattr(TrainingCheckpoints, "restore", restore_but_one)
     shutil.copytree(killed, tmp_path / "checkpoints")
     ended = Ended.of(tmp_path / "run", **job, checkpoint_dir=str(tmp_path / "checkpoints"))
-    assert not same_weights(ended.weights, left_alone.weights)
+    assert same_weights(ended.saved("last"), left_alone.saved("last")) == (lose is lose_best_weights)
+    assert same_weights(ended.weights, left_alone.weights) == (lose is not lose_best_weights), "the best came before"
 
 
 def test_a_checkpoint_that_cannot_be_read_names_its_cure(job, killed, tmp_path):
