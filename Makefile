@@ -16,7 +16,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw lock clean distclean
+.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ bench-kuairand: $(STAMP)  ## OneRank, DIN and LightGBM on KuaiRand-Pure (DATA: i
 
 bench-seesaw: $(STAMP)  ## Each task of SPEC learned with the others and alone
 	$(BENCH).seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
+
+kill-matrix: $(STAMP)  ## Kill a small pipeline in every component, start it again, compare where it ends
+	$(BENCH).kill_matrix --output "$(OUT)/kill-matrix"
 
 lock: $(STAMP)  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
 	$(call resolve,stack-a,3.10,2_28)

@@ -37,6 +37,11 @@ class PipelineConfig:
         return os.path.join(self.output_dir, "metadata", f"{self.spec.name}.db")
 
     @property
+    def checkpoints_dir(self) -> str:
+        """Where trainings that are not finished keep their state: a folder each below it."""
+        return os.path.join(self.output_dir, "checkpoints", self.spec.name)
+
+    @property
     def serving_dir(self) -> str:
         """Where blessed models are pushed: numeric versions below it."""
         return os.path.join(self.output_dir, "serving", self.spec.name)

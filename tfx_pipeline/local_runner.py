@@ -20,7 +20,8 @@ prepare_environment()
 import absl.logging
 from rich.console import Console
 
-from transform.errors import PipelineError, UserError, find_user_error
+from tfx_pipeline.run_lock import run_lock
+from transform.errors import PipelineError, find_user_error
 from transform.spec import RankingSpec
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
         _run(arguments, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        message = find_user_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0
 
@@ -72,9 +76,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     output = os.path.abspath(arguments.output)
     log_path = os.path.join(output, "logs", time.strftime("%Y%m%d-%H%M%S.log"))
     _make_folders(output, os.path.dirname(log_path), os.path.join(output, "metadata"))
-    console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
-    console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
-    with _quiet(log_path, arguments.verbose):
+    with run_lock(output), _quiet(log_path, arguments.verbose):
+        console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
+        console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
         # Heavy imports come after the mistakes that can be told without them, and where their noise goes to the log.
         from trainer.models.registry import build_model
         from transform.columns import ModelInputs
@@ -97,6 +101,7 @@ def _execute(config: PipelineConfig, console: Console) -> None:
     """Runs the pipeline and prints what came of it."""
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
+    from tfx_pipeline.interrupted import clear_interrupted
     from tfx_pipeline.pipeline import create_pipeline
     from tfx_pipeline.runs import RunReader
     from tfx_pipeline.summary import print_summary
@@ -104,17 +109,14 @@ def _execute(config: PipelineConfig, console: Console) -> None:
     def newest_run() -> dict[str, ComponentRun]:
         return RunReader(config.metadata_path, config.spec.name).newest()
 
+    for node in clear_interrupted(config.metadata_path, config.pipeline_root):
+        console.print(f"  note: {node} was interrupted; it is run again.", highlight=False)
     started = time.time()
     progress = _Progress(console, newest_run)
     logging.getLogger("absl").addHandler(progress)
     logging.getLogger("onerank").addHandler(progress)
     try:
         LocalDagRunner().run(create_pipeline(config))
-    except Exception as error:
-        message = find_user_error(error)
-        if message is None:
-            raise
-        raise PipelineError(message) from error
     finally:
         logging.getLogger("absl").removeHandler(progress)
         logging.getLogger("onerank").removeHandler(progress)

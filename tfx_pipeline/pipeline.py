@@ -20,7 +20,7 @@ from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation import eval_config
-from tfx_pipeline.modules import CODE_KEY, SPEC_KEY
+from tfx_pipeline.modules import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.runs import RESOLVER_ID
 from transform.examples import raw_schema
 from transform.spec import RankingSpec
@@ -75,7 +75,11 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         schema=schema,
         train_args=trainer_pb2.TrainArgs(splits=["train"]),
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-        custom_config={SPEC_KEY: _training_part(spec).to_json(), CODE_KEY: code_version(*TRAINER_CODE)},
+        custom_config={
+            SPEC_KEY: _training_part(spec).to_json(),
+            CODE_KEY: code_version(*TRAINER_CODE),
+            CHECKPOINTS_KEY: config.checkpoints_dir,
+        },
     )
     baseline = resolver.Resolver(
         strategy_class=BlessedBaselineStrategy,

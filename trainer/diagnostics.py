@@ -33,13 +33,22 @@ class GradientProbe:
         tasks: sequence of str. The names of the K tasks.
         element_spec: the dataset's (batch, targets).
         every: int. Steps between measurements; 0 for none.
+        measured: list, optional. What is measured is added to it. Defaults to a new list.
     """
 
-    def __init__(self, model: RankingModel, loss_fn: RankingLoss, tasks: Sequence[str], element_spec: Any, every: int):
+    def __init__(
+        self,
+        model: RankingModel,
+        loss_fn: RankingLoss,
+        tasks: Sequence[str],
+        element_spec: Any,
+        every: int,
+        measured: list[dict[str, Any]] | None = None,
+    ):
         self._tasks = list(tasks)
         self._every = every
         self._measure = _measure_fn(model, loss_fn, len(self._tasks), element_spec)
-        self.measured: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = [] if measured is None else measured
 
     def before_step(self, step: int, batch: dict, targets: dict) -> None:
         """Measures, if it is time to."""
@@ -52,10 +61,16 @@ class GradientProbe:
                 "norm": {task: float(norms[k]) for k, task in enumerate(self._tasks)},
                 "cosine": {f"{self._tasks[a]}-{self._tasks[b]}": float(cosines[a, b]) for a, b in pairs},
             }
-            for kind, values in measured[group].items():
-                for name, value in values.items():
-                    tf.summary.scalar(f"gradients/{group}/{kind}/{name}", value, step=step)
         self.measured.append(measured)
+        log_gradients(measured)
+
+
+def log_gradients(measured: Mapping[str, Any]) -> None:
+    """Writes one of a probe's measurements to TensorBoard."""
+    for group in measured.keys() - {"step"}:
+        for kind, values in measured[group].items():
+            for name, value in values.items():
+                tf.summary.scalar(f"gradients/{group}/{kind}/{name}", value, step=measured["step"])
 
 
 def gradient_conflict(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

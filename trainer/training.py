@@ -15,6 +15,8 @@ import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer import metrics
+from trainer.checkpoints import TrainingCheckpoints
+from trainer.course import Course
 from trainer.diagnostics import GradientProbe, write_json
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
@@ -23,8 +25,9 @@ from transform.batches import LabelCounts, count_labels, request_batches
 from transform.columns import ModelInputs
 from transform.errors import PipelineError, SpecError
 from transform.spec import RankingSpec
-from transform.spec_sections import Optimizer
+from transform.spec_sections import Optimizer, Training
 
+NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
 EPOCH_METRICS = ("auc", "gauc", "normalized_entropy", "calibration")
 LOG_EVERY_STEPS = 10
 LAST_RATE = 0.1  # of the learning rate, at the end of the cosine
@@ -58,8 +61,12 @@ def train(
     train_files: Sequence[str],
     eval_files: Sequence[str],
     run_dir: str,
+    checkpoint_dir: str | None = None,
 ) -> Trained:
     """Trains the model of a spec.
+
+    With a `checkpoint_dir` that a killed process left behind, training goes on from its checkpoint and ends with the
+    same weights and records, bit by bit, as without the interruption.
 
     The tasks' biases start at their base rates. Writes into `run_dir`: `logs/` for TensorBoard,
     `checkpoints/last.weights.h5` and `checkpoints/best.weights.h5`, `training.json` with the metrics of each epoch, and
@@ -71,13 +78,15 @@ def train(
         train_files: sequence of str. Transformed examples to learn from.
         eval_files: sequence of str. Transformed examples for early stopping.
         run_dir: str. A folder.
+        checkpoint_dir: str, optional. The folder of this training's checkpoints, for the same spec, code and files
+            alone; the caller deletes it when it needs it no more. Defaults to no checkpoints.
 
     Returns:
         The model and its course.
 
     Raises:
         SpecError: when the model's settings are wrong, or early stopping watches a task that is not learned.
-        PipelineError: when there is nothing to learn from, or the loss is no longer finite.
+        PipelineError: when there is nothing to learn from, the loss is no longer finite, or a checkpoint can't be read.
     """
     settings = spec.training
     if settings.early_stopping and settings.early_stopping.task not in inputs.tasks:
@@ -98,26 +107,37 @@ def train(
     )
     loss_fn = build_loss(spec, inputs.tasks)
     optimizers = Optimizers(spec, model, loss_fn, steps * settings.epochs)
-    batches = request_batches(
-        spec, train_files, settings.batch_requests, settings.shuffle_requests, settings.seed, inputs.tasks
-    )
-    step_fn = make_train_step(model, loss_fn, optimizers, settings.embedding_l2, batches.element_spec)
-    probe = GradientProbe(model, loss_fn, inputs.tasks, batches.element_spec, settings.gradients_every)
-    watch = _Watch(spec, model, os.path.join(run_dir, "checkpoints"))
-    writer = tf.summary.create_file_writer(os.path.join(run_dir, "logs"))
-    with writer.as_default():
-        for epoch in range(settings.epochs):
-            loss = _run_epoch(inputs.tasks, batches, step_fn, probe, steps, epoch, settings.epochs)
+    course = Course(inputs.tasks, settings.early_stopping)
+    best, last = (os.path.join(run_dir, "checkpoints", f"{name}.weights.h5") for name in ("best", "last"))
+    checkpoints = None
+    if checkpoint_dir and settings.checkpoint_every:
+        variables = [*model.variables, *loss_fn.variables, *optimizers.state]
+        checkpoints = TrainingCheckpoints(checkpoint_dir, variables, course, best)
+    with tf.summary.create_file_writer(os.path.join(run_dir, "logs")).as_default():
+        if checkpoints and checkpoints.restore():
+            NOTICES.warning("Training goes on after %d epochs and %d steps.", len(course.epochs), course.step)
+        element_spec = _epoch_batches(spec, train_files, inputs.tasks, 0).element_spec
+        step_fn = make_train_step(model, loss_fn, optimizers, settings.embedding_l2, element_spec)
+        probe = GradientProbe(model, loss_fn, inputs.tasks, element_spec, settings.gradients_every, course.gradients)
+        while len(course.epochs) < settings.epochs and not course.is_over:
+            batches = _epoch_batches(spec, train_files, inputs.tasks, len(course.epochs), course.step)
+            loss = _run_epoch(settings, batches, step_fn, probe, steps, course, checkpoints)
             values = evaluate(spec, model, eval_files)
-            for task, of_task in values.items():
-                for name, value in of_task.items():
-                    tf.summary.scalar(f"eval/{task}/{name}", value, step=epoch)
-            if watch.after_epoch(epoch, loss, values):
-                break
-    watch.restore_best()
-    write_json(os.path.join(run_dir, "training.json"), {"best_epoch": watch.best_epoch, "epochs": watch.epochs})
-    write_json(os.path.join(run_dir, "gradients.json"), probe.measured)
-    return Trained(model, watch.epochs, watch.best_epoch)
+            is_best = course.add_epoch(loss, values)
+            if is_best and settings.early_stopping:
+                _save_weights(model, best)
+            of_tasks = "  ".join(f"{task} {value['auc']:.4f}" for task, value in values.items())
+            print(f"    epoch {len(course.epochs)}: loss {loss:.4f}  eval AUC: {of_tasks}", flush=True)
+            if checkpoints:
+                checkpoints.save()
+    _save_weights(model, last)
+    if settings.early_stopping:
+        model.load_weights(best)
+    else:
+        _save_weights(model, best)
+    write_json(os.path.join(run_dir, "training.json"), {"best_epoch": course.best_epoch, "epochs": course.epochs})
+    write_json(os.path.join(run_dir, "gradients.json"), course.gradients)
+    return Trained(model, course.epochs, course.best_epoch)
 
 
 def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
@@ -202,6 +222,11 @@ class Optimizers:
             optimizer.build(part)
 
     @property
+    def state(self) -> list[Any]:
+        """What the optimizers keep between steps."""
+        return [variable for optimizer, _ in self._parts for variable in optimizer.variables]
+
+    @property
     def variables(self) -> list[Any]:
         """Everything that is learned."""
         return [variable for _, part in self._parts for variable in part]
@@ -232,19 +257,28 @@ def make_train_step(
     return step
 
 
+def _epoch_batches(
+    spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...], epoch: int, skip: int = 0
+) -> tf.data.Dataset:
+    """The shuffled training data of an epoch. Each has a seed of its own, so that none depends on those before it."""
+    settings = spec.training
+    (seed,) = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)
+    return request_batches(spec, files, settings.batch_requests, settings.shuffle_requests, int(seed), tasks, skip)
+
+
 def _run_epoch(
-    tasks: Sequence[str],
+    settings: Training,
     batches: tf.data.Dataset,
     step_fn: Any,
     probe: GradientProbe,
     steps: int,
-    epoch: int,
-    epochs: int,
+    course: Course,
+    checkpoints: TrainingCheckpoints | None,
 ) -> float:
-    """One pass over the training data; returns the mean loss."""
-    total = 0.0
+    """The rest of the epoch at which the course stands; returns the mean loss of the whole epoch."""
+    epoch = len(course.epochs)
     bar = Progress(
-        TextColumn(f"    epoch {epoch + 1}/{epochs}"),
+        TextColumn(f"    epoch {epoch + 1}/{settings.epochs}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
@@ -253,64 +287,30 @@ def _run_epoch(
         disable=not sys.stdout.isatty(),
     )
     with bar:
-        shown = bar.add_task("train", total=steps, loss=float("nan"))
-        for index, (batch, targets) in enumerate(batches):
-            step = epoch * steps + index
+        shown = bar.add_task("train", total=steps, completed=course.step, loss=float("nan"))
+        for batch, targets in batches:
+            step = epoch * steps + course.step
             probe.before_step(step, batch, targets)
             loss, losses = step_fn(batch, targets)
             value = float(loss)
             if not np.isfinite(value):
                 raise PipelineError(
-                    f"training: a finite loss is expected. Received: {value} in step {index} of epoch {epoch + 1}. "
-                    "Lower `training.optimizer.learning_rate`, and look for extreme values in `identity` features."
+                    f"training: a finite loss is expected. Received: {value} in step {course.step} of epoch "
+                    f"{epoch + 1}. Lower `training.optimizer.learning_rate`, and look for extreme values in `identity` "
+                    "features."
                 )
-            total += value
-            bar.update(shown, advance=1, loss=total / (index + 1))
-            if index % LOG_EVERY_STEPS == 0:
-                tf.summary.scalar("train/loss", loss, step=step)
-                for task, of_task in zip(tasks, losses, strict=True):
-                    tf.summary.scalar(f"train/loss/{task}", of_task, step=step)
-    return total / steps
+            if course.step % LOG_EVERY_STEPS == 0:
+                course.add_losses(step, value, losses.numpy().tolist())
+            course.step += 1
+            course.loss += value
+            bar.update(shown, advance=1, loss=course.loss / course.step)
+            if checkpoints and (step + 1) % settings.checkpoint_every == 0:
+                checkpoints.save()
+    return course.loss / steps
 
 
-class _Watch:
-    """Keeps the last and the best weights and says when to stop."""
-
-    def __init__(self, spec: RankingSpec, model: RankingModel, folder: str):
-        self._stopping = spec.training.early_stopping
-        self._model = model
-        self._folder = folder
-        self.epochs: list[dict[str, Any]] = []
-        self.best_epoch = -1
-        self._best = -np.inf
-
-    def after_epoch(self, epoch: int, loss: float, values: dict[str, dict[str, float]]) -> bool:
-        """Records an epoch and saves its weights; returns whether training should stop."""
-        self.epochs.append({"epoch": epoch, "loss": loss, "eval": values})
-        self._save("last")
-        of_tasks = "  ".join(f"{task} {value['auc']:.4f}" for task, value in values.items())
-        print(f"    epoch {epoch + 1}: loss {loss:.4f}  eval AUC: {of_tasks}", flush=True)
-        if self._stopping is None:
-            self.best_epoch = epoch
-            self._save("best")
-            return False
-        value = values[self._stopping.task][self._stopping.metric]
-        value = -value if self._stopping.metric == "normalized_entropy" else value
-        if self.best_epoch < 0 or value > self._best:  # the first epoch counts even when its metric is undefined
-            self._best = value if np.isfinite(value) else -np.inf
-            self.best_epoch = epoch
-            self._save("best")
-        return epoch - self.best_epoch >= self._stopping.patience
-
-    def restore_best(self) -> None:
-        """Gives the model its best weights."""
-        self._model.load_weights(self._path("best"))
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder, f"{name}.weights.h5")
-
-    def _save(self, name: str) -> None:
-        os.makedirs(self._folder, exist_ok=True)
-        unfinished = os.path.join(self._folder, f".{name}.weights.h5")
-        self._model.save_weights(unfinished)
-        os.replace(unfinished, self._path(name))
+def _save_weights(model: RankingModel, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+    model.save_weights(unfinished)
+    os.replace(unfinished, path)

@@ -20,6 +20,7 @@ def request_batches(
     shuffle_requests: int | None = None,
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
+    skip: int = 0,
 ) -> tf.data.Dataset:
     """Reads transformed examples into padded batches.
 
@@ -33,6 +34,7 @@ def request_batches(
         shuffle_requests: int, optional. The shuffle buffer; without it the order of the files is kept.
         seed: int. The shuffle's seed. Defaults to 0.
         tasks: tuple of str, optional. The tasks whose targets are read. Defaults to all of the spec.
+        skip: int. Batches to leave out at the start. Defaults to 0.
 
     Returns:
         A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
@@ -46,7 +48,8 @@ def request_batches(
         tensors = parse_transformed(spec, serialized)
         return to_batch(spec, tensors), to_targets(spec, tensors, tasks)
 
-    return records.batch(batch_requests).map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = records.batch(batch_requests).skip(skip)
+    return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _ordered(records: tf.Tensor) -> tf.Tensor:

@@ -23,12 +23,14 @@ class PipelineError(UserError):
 
 _IN_TRACE = re.compile(r"(?:SpecError|DataError|PipelineError): (?P<text>.*?)(?: \[while running|\n\S|\Z)", re.DOTALL)
 
+_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|file too large|disk is full", re.IGNORECASE)
+
 
 def find_user_error(error: BaseException) -> str | None:
     """The text of the user's mistake behind `error`, or None when there is none.
 
     Beam and TFX hand on an exception of a worker as text inside one of their own, so the chain of causes is
-    searched first and the texts after it.
+    searched first and the texts after it. A full disk counts as a mistake too.
 
     Args:
         error: BaseException. What was caught.
@@ -48,4 +50,11 @@ def find_user_error(error: BaseException) -> str | None:
         found = _IN_TRACE.findall(str(link))
         if found:
             return found[-1].strip()
+    for link in chain:
+        full = _DISK_FULL.search(str(link))
+        if full:
+            return (
+                f"disk: room for what is written is expected. Received: {full[0]}. Make room and start again: what is "
+                "finished is kept, and training goes on from its last checkpoint."
+            )
     return None

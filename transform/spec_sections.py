@@ -285,7 +285,8 @@ class Training(Section):
     """The training loop's settings.
 
     Embedding tables may have an optimizer of their own, and a penalty: `embedding_l2` times half the squares of the
-    vectors that a request looks up. Every `gradients_every` steps the tasks' gradients are compared; 0 is never.
+    vectors that a request looks up. Every `gradients_every` steps the tasks' gradients are compared; 0 is never. After
+    each epoch, and every `checkpoint_every` steps, training is saved to go on from there after a crash; 0 is never.
     """
 
     epochs: PositiveInt = 2
@@ -296,6 +297,7 @@ class Training(Section):
     embedding_l2: float = Field(0.0, ge=0)
     early_stopping: EarlyStopping | None = None
     gradients_every: int = Field(100, ge=0)
+    checkpoint_every: int = Field(1000, ge=0)
     seed: int = Field(1, ge=0)
 
 

@@ -54,9 +54,13 @@ class AtomicPusherExecutor(executor.Executor):
             return
         version = max([int(time.time()), *(number + 1 for number in there)])
         unfinished = os.path.join(base, f"{UNFINISHED}{uuid.uuid4().hex[:8]}")
-        io_utils.copy_dir(model_path, unfinished)
         path = os.path.join(base, str(version))
-        tf.io.gfile.rename(unfinished, path)
+        try:
+            io_utils.copy_dir(model_path, unfinished)
+            tf.io.gfile.rename(unfinished, path)
+        except Exception:  # a full disk, say
+            tf.io.gfile.rmtree(unfinished)
+            raise
         self._MarkPushed(pushed, pushed_destination=path, pushed_version=str(version))
 
 

@@ -1,0 +1,137 @@
+"""Runs that are killed, that meet another run, or a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_problem
+from conftest import repository
+from test_pipeline import run, states
+
+from tfx_pipeline.run_lock import LOCK_FILE, run_lock
+from transform.errors import PipelineError, find_user_error
+
+HOLDER = """
+import sys, time
+from tfx_pipeline.run_lock import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds `tmp_path`."""
+    environment = {**os.environ, "PYTHONPATH": str(repository())}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_told_who_holds_the_folder(tmp_path, holder):
+    spec = small_problem.write_spec(tmp_path / "small.yaml")
+    refused = run(spec, tmp_path, tmp_path)
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert f"used by process {holder.pid} on {os.uname().nodename} since 2" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_holder_that_is_killed_holds_nothing(tmp_path, holder):
+    with pytest.raises(PipelineError, match=f"process {holder.pid} "), run_lock(str(tmp_path)):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with run_lock(str(tmp_path)):
+        assert f"process {os.getpid()} " in (tmp_path / LOCK_FILE).read_text()
+        with pytest.raises(PipelineError, match=f"process {os.getpid()} "), run_lock(str(tmp_path)):
+            pass
+    with run_lock(str(tmp_path)):
+        pass
+
+
+def killed_in(component: str, function: str, nth: int, output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """A run that is killed in a component, before the n-th call of a function."""
+    program = (
+        "import sys; from benchmarks.kill_matrix import Moment, run_to; "
+        f"sys.exit(run_to(Moment({component!r}, '', {function!r}, {nth}), sys.argv[1:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--output", str(output)],
+        cwd=repository(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_run_that_was_killed_is_taken_up_where_it_was(tmp_path):
+    from benchmarks.kill_matrix import leftovers
+
+    data, output = small_problem.write_data(tmp_path / "data"), tmp_path / "out"
+    training = {**small_problem.SPEC["training"], "checkpoint_every": 4, "epochs": 2}
+    spec = small_problem.write_spec(tmp_path / "small.yaml", training=training)
+    arguments = ["--spec", str(spec), "--data", str(data)]
+    killed = killed_in("Trainer", "trainer.diagnostics:GradientProbe.before_step", 7, output, *arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert any(name.startswith("execution") for name in leftovers(output, "small"))
+    (checkpoints,) = (output / "checkpoints" / "small").iterdir()
+    for number in range(4):  # of trainings that were given up long ago
+        shutil.copytree(checkpoints, checkpoints.with_name(f"old-{number}"))
+        os.utime(checkpoints.with_name(f"old-{number}"), (number, number))
+    done = run(spec, data, output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: Trainer was interrupted" in done.stdout
+    assert "note: Training goes on after 0 epochs and 4 steps" in done.stdout
+    assert states(done.stdout)["Transform"] == "cached" and states(done.stdout)["Trainer"] == "done"
+    assert sorted(path.name for path in checkpoints.parent.iterdir()) == ["old-2", "old-3"]
+    for number in (2, 3):
+        shutil.rmtree(checkpoints.with_name(f"old-{number}"))
+    assert leftovers(output, "small") == []
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1500k tmpfs "$0" || exit 77
+"$@"
+code=$?
+find "$0" -type f
+exit $code
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no file system can be mounted here")
+def test_a_full_disk_gets_one_message_and_leaves_nothing_half_written(tmp_path):
+    """It has room for the examples, and none for what Transform makes of them."""
+    data, disk = small_problem.write_data(tmp_path / "data"), tmp_path / "disk"
+    spec = small_problem.write_spec(tmp_path / "small.yaml")
+    disk.mkdir()
+    command = [sys.executable, "-m", "tfx_pipeline.local_runner", "--spec", str(spec), "--data", str(data)]
+    failed = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, str(disk), *command, "--output", str(disk)],
+        cwd=repository(),
+        capture_output=True,
+        text=True,
+    )
+    if failed.returncode == 77 or failed.stderr.startswith("unshare"):
+        pytest.skip(f"no file system can be mounted here: {failed.stderr}")
+    assert failed.returncode == 1
+    assert len(failed.stderr.splitlines()) == 1 and "Received: No space left on device" in failed.stderr
+    written = [line for line in failed.stdout.splitlines() if line.startswith(str(disk))]
+    assert any("/ImpressionExampleGen/" in path for path in written)
+    assert not [path for path in written if "/Transform/" in path or "unfinished" in path]
+
+
+def test_a_full_disk_is_told_as_such():
+    inner = OSError(28, "No space left on device")
+    outer = RuntimeError("TFX failed")
+    outer.__context__ = inner
+    assert find_user_error(outer).startswith("disk: room for what is written is expected. Received: No space left")
+    assert find_user_error(RuntimeError("RESOURCE_EXHAUSTED: x/y; No space left on device [while running 'Write']"))
