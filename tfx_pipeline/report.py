@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import math
 import os
 import sys
@@ -14,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from transform.environment import prepare_environment
 
 prepare_environment()
-
-import absl.logging
 
 from transform.errors import PipelineError, UserError
 
@@ -44,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pipeline", help="the name in the spec; needed where the folder holds several")
     parser.add_argument("--run", help="the run's id; an unknown one is answered with those there are (default: newest)")
     arguments = parser.parse_args(argv)
-    absl.logging.set_verbosity(absl.logging.ERROR)  # ML Metadata warns of things that a user can't change
+    for library in ("absl", "tensorflow"):  # they warn of things that a user can't change
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         pipeline, metadata_path = _find_pipeline(arguments.output, arguments.pipeline)
 

@@ -22,7 +22,7 @@ from trainer.metrics import Array, Rows
 # TFMA draws a plot by these names itself.
 ROC, CALIBRATION, SCORES = "confusion_matrix_plot", "calibration_plot", "score_distribution"
 
-_ROC_POINTS = 200
+_ROC_POINTS = 100
 _CALIBRATION_BUCKETS = 10
 _POSITIVES_A_BUCKET = 10  # on average; fewer say little about a rate
 
@@ -46,7 +46,7 @@ class RowPlot(metric_types.Metric):
 
 
 def roc(rows: Rows) -> protos.ConfusionMatrixAtThresholds:
-    """Points of the exact ROC curve: all its corners, or some 200 that lie evenly along it.
+    """Points of the exact ROC curve: all its corners, or a hundred that lie evenly along it.
 
     Args:
         rows: Rows.

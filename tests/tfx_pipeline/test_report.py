@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import small_problem
-from conftest import repository
 from sklearn import metrics as reference
 
-from tfx_pipeline import report, tfma_plots, verdict
+from tfx_pipeline import local_runner, report, tfma_plots, verdict
 from tfx_pipeline.evaluation import load_metrics
 from tfx_pipeline.report_data import collect
 from tfx_pipeline.runs import Run, RunReader
@@ -62,24 +61,29 @@ class Page(HTMLParser):
 
 
 def run(spec: Path, data: Path, output: Path) -> str:
-    command = [sys.executable, "-m", "tfx_pipeline.local_runner", "--spec", str(spec), "--data", str(data)]
-    done = subprocess.run(
-        [*command, "--output", str(output)], cwd=repository(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """What the local runner prints; it runs in this process, which has imported TFX once."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert local_runner.main(["--spec", str(spec), "--data", str(data), "--output", str(output)]) == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with two runs: one that is blessed, and one that learned nothing of `save`."""
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with one run."""
     folder = tmp_path_factory.mktemp("report")
     data = small_problem.write_data(folder / "data")
-    first = run(small_problem.write_spec(folder / "small.yaml"), data, folder / "out")
-    assert re.search(r"Report: .*/out/reports/small/.*/report.html", first)
-    tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    run(small_problem.write_spec(folder / "worse.yaml", tasks=tasks), data, folder / "out")
+    printed = run(small_problem.write_spec(folder / "small.yaml"), data, folder / "out")
+    assert re.search(r"\nReport: .*/out/reports/small/.*/report.html\n", printed)
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def output(first: Path) -> Path:
+    """The folder with a second run, which learned nothing of `save`."""
+    tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
+    run(small_problem.write_spec(first.parent / "worse.yaml", tasks=tasks), first.parent / "data", first)
+    return first
 
 
 def runs(output: Path) -> list[Run]:
@@ -94,6 +98,14 @@ def page(output: Path, of: Run) -> Page:
 
 def card(output: Path, of: Run) -> dict[str, Any]:
     return json.loads((output / "reports" / "small" / of.id.replace(":", "-") / "model_card.json").read_text())
+
+
+def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(first):
+    opened = page(first, runs(first)[0])
+    assert opened.headline == "Blessed: every gated task keeps its bound"
+    assert "There was no blessed model to compare with" in opened.text
+    assert "share: " in opened.text and "too few to judge by" in opened.text
+    assert "▲" not in opened.text
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -137,14 +149,6 @@ def test_curves_rest_on_the_rows_of_tfmas_metrics(output):
             assert (rows, positives) == (measured["example_count"], measured["positive_count"])
             assert scores / positives == pytest.approx(measured["calibration"], abs=1e-5)
             assert list(of_task.scores[:, 2:].sum(axis=0)) == [rows, positives]
-
-
-def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(output):
-    first = page(output, runs(output)[0])
-    assert first.headline == "Blessed: every gated task keeps its bound"
-    assert "There was no blessed model to compare with" in first.text
-    assert "share: " in first.text and "too few to judge by" in first.text
-    assert "▲" not in first.text and "blessed model" not in re.sub("no blessed model|blessed model\n", "", first.text)
 
 
 def test_a_run_that_is_not_blessed_names_the_task_first_and_what_it_lost(output):
@@ -262,7 +266,7 @@ def rows(count: int, seed: int = 0, levels: int = 0) -> Rows:
 def test_roc_points_lie_on_the_exact_curve(count, levels):
     some = rows(count, levels=levels)
     points = [(m.threshold, m.false_positive_rate, m.recall) for m in tfma_plots.roc(some).matrices]
-    assert points[0][1:] == (0, 0) and points[-1][1:] == (1, 1) and len(points) <= 200
+    assert points[0][1:] == (0, 0) and points[-1][1:] == (1, 1) and len(points) <= 100
     for threshold, false_rate, recall in points:
         assert recall == np.mean(some.scores[some.labels == 1] >= threshold)
         assert false_rate == np.mean(some.scores[some.labels == 0] >= threshold)
