@@ -103,6 +103,7 @@ def _gate(data: RunData, task: str) -> dict[str, Any]:
 def _split(facts: SplitFacts) -> dict[str, Any]:
     return {
         "requests": facts.requests,
+        "examples": facts.examples,
         "impressions": facts.impressions,
         "first_request": facts.first.isoformat() if facts.first else None,
         "last_request": facts.last.isoformat() if facts.last else None,

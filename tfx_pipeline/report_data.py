@@ -45,12 +45,12 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 @dataclass(frozen=True)
 class LengthFacts:
-    """How long a list is over the requests of a split.
+    """How long a list is over the examples of a split.
 
     Attributes:
-        empty: float. The share of requests where it is empty.
+        empty: float. The share of examples where it is empty.
         mean: float. With the empty ones as 0.
-        quantiles: dict. Length by share of requests, 0.1 to 0.9; approximate, as TFDV keeps ten buckets.
+        quantiles: dict. Length by share of examples, 0.1 to 0.9; approximate, as TFDV keeps ten buckets.
         longest: int.
     """
 
@@ -62,19 +62,21 @@ class LengthFacts:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split of the examples, counted by TFDV.
+    """One split of the examples, counted by TFDV; its requests by the ExampleGen.
 
     Attributes:
         requests: int.
+        examples: int. More than requests where some hold more than `max_candidates` and were split.
         impressions: int.
         first, last: datetime or None. The first and last request, UTC; None when there are no requests.
         labelled: dict. Candidates with a label, by task.
         positives: dict. Positives by task.
-        candidates: LengthFacts. Candidates a request.
-        sequences: dict. Events a request, by sequence.
+        candidates: LengthFacts. Candidates an example.
+        sequences: dict. Events an example, by sequence.
     """
 
     requests: int
+    examples: int
     impressions: int
     first: datetime.datetime | None
     last: datetime.datetime | None
@@ -189,6 +191,7 @@ def _collect(run: Run) -> RunData:
         raise FileNotFoundError(evaluation)
     spec = load_spec(path_utils.serving_model_path(model))
     baselines = _read_json(os.path.join(uri("Baselines", "baselines"), BASELINES_FILE))
+    counts = _read_json(os.path.join(uri("ImpressionExampleGen", "examples"), COUNTS_FILE))
     blessing = run.components["Evaluator"].output("blessing")
     pushed = run.components["AtomicPusher"].output("pushed_model")
     return RunData(
@@ -205,8 +208,8 @@ def _collect(run: Run) -> RunData:
         failures=load_failures(evaluation),
         not_gated={not_gated.task: not_gated for not_gated in load_not_gated(evaluation)},
         popularity={task: of_task.get("popularity", {}) for task, of_task in baselines.items()},
-        counts=_read_json(os.path.join(uri("ImpressionExampleGen", "examples"), COUNTS_FILE)),
-        splits=_splits(spec, run),
+        counts=counts,
+        splits=_splits(spec, counts, run),
         anomalies=read_anomalies(run.components["ExampleValidator"].output("anomalies")),
         training=_read_json_if_there(os.path.join(model_run, TRAINING_FILE)),
         losses=_losses(os.path.join(model_run, LOGS), spec.task_names),
@@ -223,20 +226,20 @@ def _baseline(run: Run) -> str:
 # === Data ===
 
 
-def _splits(spec: RankingSpec, run: Run) -> dict[str, SplitFacts]:
+def _splits(spec: RankingSpec, counts: dict[str, int], run: Run) -> dict[str, SplitFacts]:
     artifact = run.components["StatisticsGen"].output("statistics")
     facts = {}
     for split in artifact_utils.decode_split_names(artifact.split_names):
         path = os.path.join(artifact_utils.get_split_uri([artifact], split), "FeatureStats.pb")
         with tf.io.gfile.GFile(path, "rb") as file:
             (dataset,) = statistics_pb2.DatasetFeatureStatisticsList.FromString(file.read()).datasets
-        facts[split] = _split_facts(spec, dataset)
+        facts[split] = _split_facts(spec, counts.get(f"{split}_requests", 0), dataset)
     return facts
 
 
-def _split_facts(spec: RankingSpec, dataset: statistics_pb2.DatasetFeatureStatistics) -> SplitFacts:
+def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.DatasetFeatureStatistics) -> SplitFacts:
     features = {feature.path.step[0]: feature for feature in dataset.features}
-    requests = int(dataset.num_examples)
+    examples = int(dataset.num_examples)
 
     def total(key: str) -> int:
         """The sum of a numeric feature's values."""
@@ -246,11 +249,12 @@ def _split_facts(spec: RankingSpec, dataset: statistics_pb2.DatasetFeatureStatis
     def lengths(key: str) -> LengthFacts:
         feature = features[key]
         common = (feature.num_stats if feature.HasField("num_stats") else feature.string_stats).common_stats
-        return _lengths(common.num_non_missing, requests, common.tot_num_values, common.num_values_histogram.buckets)
+        return _lengths(common.num_non_missing, examples, common.tot_num_values, common.num_values_histogram.buckets)
 
     times = features[REQUEST_TIME].num_stats if REQUEST_TIME in features else None
     return SplitFacts(
         requests=requests,
+        examples=examples,
         impressions=total(CANDIDATE_COUNT),
         first=_time(times.min) if times else None,
         last=_time(times.max) if times else None,
@@ -265,13 +269,13 @@ def _split_facts(spec: RankingSpec, dataset: statistics_pb2.DatasetFeatureStatis
     )
 
 
-def _lengths(present: int, requests: int, values: int, buckets: Any) -> LengthFacts:
-    """Quantiles over all requests: those where the list is empty come first, the histogram holds the others."""
+def _lengths(present: int, examples: int, values: int, buckets: Any) -> LengthFacts:
+    """Quantiles over all examples: those where the list is empty come first, the histogram holds the others."""
     bounds = np.array([0.0, *(bucket.high_value for bucket in buckets)])
-    shares = np.cumsum([requests - present, *(bucket.sample_count for bucket in buckets)]) / max(requests, 1)
+    shares = np.cumsum([examples - present, *(bucket.sample_count for bucket in buckets)]) / max(examples, 1)
     index = np.searchsorted(shares, _QUANTILES).clip(max=len(bounds) - 1)
     quantiles = dict(zip(_QUANTILES, bounds[index].tolist(), strict=True))
-    return LengthFacts(1 - present / max(requests, 1), values / max(requests, 1), quantiles, int(bounds.max()))
+    return LengthFacts(1 - present / max(examples, 1), values / max(examples, 1), quantiles, int(bounds.max()))
 
 
 def _time(milliseconds: float) -> datetime.datetime:
