@@ -12,7 +12,7 @@ from tensorflow_model_analysis.proto import config_pb2, metrics_for_slice_pb2, v
 from tensorflow_model_analysis.slicer import slicer_lib
 from tensorflow_model_analysis.writers import eval_config_writer
 
-from tfx_pipeline import tfma_metrics
+from tfx_pipeline import tfma_metrics, tfma_plots
 from transform.examples import label_key, mask_key
 from transform.spec import RankingSpec
 from transform.spec_sections import Gate
@@ -66,6 +66,7 @@ def _metrics_spec(spec: RankingSpec, task: str, implementation: str) -> config_p
         metrics=[
             config_pb2.MetricConfig(class_name="ExampleCount"),
             *(_metric_config(tfma_metrics.RowMetric, metric=metric) for metric in metrics),
+            *(_metric_config(tfma_plots.RowPlot, plot=plot) for plot in tfma_plots.PLOTS),
             _gate_config(spec.evaluation.gate(task), implementation),
         ],
     )
@@ -162,6 +163,51 @@ class NotGated:
         return f"{self.task}: {self.metric} not gated, {self.positives} < {self.min_positives} positives"
 
 
+@dataclass(frozen=True)
+class TaskGate:
+    """The gate that a task was evaluated with.
+
+    Args:
+        task: str.
+        metric: str. What the gate looks at.
+        bound: float. What the value should keep to.
+        tolerance: float or None. By how much the value may get worse against the blessed model; None when there was no
+            such model.
+        min_positives: int. The smallest number of positives to judge by.
+    """
+
+    task: str
+    metric: str
+    bound: float
+    tolerance: float | None
+    min_positives: int
+
+
+def load_gates(path: str) -> list[TaskGate]:
+    """Reads the gates from an Evaluator's output folder.
+
+    Args:
+        path: str. The folder.
+
+    Returns:
+        A gate a task, in the order of the spec.
+    """
+    gates = []
+    for task, metric in _configured(path, tfma_metrics.Gate):
+        settings, limits = json.loads(metric.config), metric.per_slice_thresholds[0].threshold
+        bound = _bound(limits.value_threshold)
+        compared = limits.HasField("change_threshold")  # TFX takes it away when there is no baseline
+        tolerance = abs(limits.change_threshold.absolute.value) if compared else None
+        gates.append(TaskGate(task, settings["metric"], bound, tolerance, settings["min_positives"]))
+    return gates
+
+
+def load_metric_names(path: str) -> list[str]:
+    """Reads which metrics an evaluation measured from an Evaluator's output folder, in the order of the spec."""
+    names = (json.loads(metric.config)["metric"] for _, metric in _configured(path, tfma_metrics.RowMetric))
+    return list(dict.fromkeys(names))
+
+
 def load_metrics(path: str) -> EvaluationMetrics:
     """Reads the metrics in an Evaluator's output folder.
 
@@ -200,7 +246,7 @@ def load_failures(path: str) -> list[Failure]:
         for failure in validation.failures
     ]
     if result.missing_slices:
-        failures += [Failure(task, (), metric, "missing", math.nan, math.nan) for task, metric, _ in _gates(path)]
+        failures += [Failure(gate.task, (), gate.metric, "missing", math.nan, math.nan) for gate in load_gates(path)]
     return failures
 
 
@@ -214,20 +260,27 @@ def load_not_gated(path: str) -> list[NotGated]:
         Those tasks, in the order of the spec.
     """
     overall = load_metrics(path).candidate.get((), {})
-    counted = [(*gate, int(overall[gate[0]]["positive_count"])) for gate in _gates(path) if gate[0] in overall]
-    return [NotGated(task, metric, count, least) for task, metric, least, count in counted if count < least]
+    counted = [(gate, int(overall[gate.task]["positive_count"])) for gate in load_gates(path) if gate.task in overall]
+    return [
+        NotGated(gate.task, gate.metric, count, gate.min_positives)
+        for gate, count in counted
+        if count < gate.min_positives
+    ]
 
 
-def _gates(path: str) -> list[tuple[str, str, int]]:
-    """Task, metric and `min_positives` of each gate of an evaluation."""
+def _configured(path: str, metric_class: type) -> list[tuple[str, config_pb2.MetricConfig]]:
+    """Task and configuration of each metric of a class in an evaluation."""
     config, *_ = eval_config_writer.load_eval_run(path)
-    gates = []
-    for spec in config.metrics_specs:
-        for metric in spec.metrics:
-            if metric.class_name == tfma_metrics.Gate.__name__:
-                settings = json.loads(metric.config)
-                gates.append((spec.output_names[0], settings["metric"], settings["min_positives"]))
-    return gates
+    return [
+        (spec.output_names[0], metric)
+        for spec in config.metrics_specs
+        for metric in spec.metrics
+        if metric.class_name == metric_class.__name__
+    ]
+
+
+def _bound(limits: config_pb2.GenericValueThreshold) -> float:
+    return (limits.lower_bound if limits.HasField("lower_bound") else limits.upper_bound).value
 
 
 def _failure(place: Slice, failure: validation_result_pb2.ValidationFailure) -> Failure:
@@ -238,8 +291,7 @@ def _failure(place: Slice, failure: validation_result_pb2.ValidationFailure) -> 
     if kind == "change":
         bound = threshold.change_threshold.absolute.value
     else:
-        limits = threshold.value_threshold
-        bound = (limits.lower_bound if limits.HasField("lower_bound") else limits.upper_bound).value
+        bound = _bound(threshold.value_threshold)
     return Failure(failure.metric_key.output_name, place, metric, kind, bound, received)
 
 

@@ -103,11 +103,15 @@ def _execute(config: PipelineConfig, console: Console) -> None:
 
     from tfx_pipeline.interrupted import clear_interrupted
     from tfx_pipeline.pipeline import create_pipeline
+    from tfx_pipeline.report import write_report
     from tfx_pipeline.runs import RunReader
-    from tfx_pipeline.summary import print_summary
+    from tfx_pipeline.summary import print_summary, shown_path
+
+    def reader() -> RunReader:
+        return RunReader(config.metadata_path, config.spec.name)
 
     def newest_run() -> dict[str, ComponentRun]:
-        return RunReader(config.metadata_path, config.spec.name).newest()
+        return reader().newest()
 
     for node in clear_interrupted(config.metadata_path, config.pipeline_root):
         console.print(f"  note: {node} was interrupted; it is run again.", highlight=False)
@@ -122,6 +126,8 @@ def _execute(config: PipelineConfig, console: Console) -> None:
         logging.getLogger("onerank").removeHandler(progress)
     console.print(f"Pipeline: {time.time() - started:.0f} s.", highlight=False)
     print_summary(config.spec, newest_run(), console)
+    report = write_report(reader().find(), config.output_dir)
+    console.print(f"Report: {shown_path(report)}", highlight=False, soft_wrap=True)
 
 
 def _make_folders(*paths: str) -> None:

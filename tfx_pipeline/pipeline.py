@@ -33,6 +33,7 @@ EVALUATION_CODE = (
     "tfx_pipeline.evaluation",
     "tfx_pipeline.extractors",
     "tfx_pipeline.tfma_metrics",
+    "tfx_pipeline.tfma_plots",
 )
 
 

@@ -1,4 +1,4 @@
-"""What ML Metadata knows of a pipeline's newest run: each component's state and outputs."""
+"""What ML Metadata knows of a pipeline's runs: each component's state and outputs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from tfx.orchestration import metadata
 from tfx.orchestration.portable.mlmd import event_lib
 from tfx.types import Artifact, artifact_utils
 
+from transform.errors import PipelineError
+
 RESOLVER_ID = "latest_blessed_model"
 
 _States = metadata_store_pb2.Execution
 FINISHED = (_States.COMPLETE, _States.CACHED)
+
+_SHOWN_RUNS = 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,28 @@ class ComponentRun:
         return artifact_utils.get_single_instance(self.outputs[key])
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline.
+
+    Attributes:
+        id: str. What TFX calls it: the time of its start.
+        pipeline: str. The pipeline's name.
+        started, ended: float. Seconds since the epoch; the end is that of the last component.
+        components: dict. The components by id.
+    """
+
+    id: str
+    pipeline: str
+    started: float
+    ended: float
+    components: dict[str, ComponentRun]
+
+    def uri(self, node: str, key: str) -> str:
+        """Where the one artifact of a component's output lies."""
+        return self.components[node].output(key).uri
+
+
 class RunReader:
     """Reads runs from an ML Metadata file.
 
@@ -48,20 +74,54 @@ class RunReader:
 
     def __init__(self, metadata_path: str, pipeline: str):
         self._pipeline = pipeline
+        self._path = metadata_path
         self._store: metadata_store.MetadataStore | None = None
         if os.path.exists(metadata_path):  # asking for the connection would create the folder
             self._store = metadata_store.MetadataStore(metadata.sqlite_metadata_connection_config(metadata_path))
 
     def newest(self) -> dict[str, ComponentRun]:
         """The components of the newest run by id; empty when there was none."""
+        contexts = self._contexts()
+        return self._read(contexts[-1]).components if contexts else {}
+
+    def find(self, run_id: str | None = None) -> Run:
+        """Reads one run.
+
+        Args:
+            run_id: str, optional. Defaults to the newest.
+
+        Returns:
+            The run.
+
+        Raises:
+            PipelineError: when there is no such run.
+        """
+        contexts = {context.name: context for context in self._contexts()}
+        if not contexts:
+            raise PipelineError(
+                f"{self._path}: runs of `{self._pipeline}` are expected. Received: none. Run the pipeline first, or "
+                "give the --output that it was run with."
+            )
+        run_id = run_id or list(contexts)[-1]
+        if run_id not in contexts:
+            known = "\n".join(f"  {name}" for name in list(contexts)[: -_SHOWN_RUNS - 1 : -1])
+            raise PipelineError(
+                f"--run: a run of `{self._pipeline}` is expected. Received: `{run_id}`. Newest first:\n{known}"
+            )
+        return self._read(contexts[run_id])
+
+    def _contexts(self) -> list[metadata_store_pb2.Context]:
+        """All runs, the oldest first."""
         if self._store is None:
-            return {}
-        runs = self._store.get_contexts_by_type("pipeline_run")
-        if not runs:
-            return {}
-        newest = max(runs, key=lambda context: context.id)
-        found = (self._component(execution) for execution in self._store.get_executions_by_context(newest.id))
-        return {component.node: component for component in found}
+            return []
+        return sorted(self._store.get_contexts_by_type("pipeline_run"), key=lambda context: context.id)
+
+    def _read(self, context: metadata_store_pb2.Context) -> Run:
+        assert self._store is not None
+        executions = self._store.get_executions_by_context(context.id)
+        components = {component.node: component for component in map(self._component, executions)}
+        ended = max((e.last_update_time_since_epoch for e in executions), default=context.create_time_since_epoch)
+        return Run(context.name, self._pipeline, context.create_time_since_epoch / 1000, ended / 1000, components)
 
     def _component(self, execution: metadata_store_pb2.Execution) -> ComponentRun:
         assert self._store is not None

@@ -21,7 +21,13 @@ from tfx_pipeline.runs import ComponentRun
 from transform.impressions import SPLITS
 from transform.spec import RankingSpec
 
-TITLES = {"auc": "AUC", "gauc": "GAUC", "normalized_entropy": "norm. entropy", "calibration": "calibration"}
+TITLES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "normalized_entropy": "norm. entropy",
+    "calibration": "calibration",
+    "log_loss": "log loss",
+}
 
 NOTED_COUNTS = (
     "duplicates_dropped",
@@ -85,7 +91,7 @@ def _task_table(
     table.add_column("positives", justify="right")
     table.add_column("base rate", justify="right")
     for metric in spec.evaluation.metrics:
-        table.add_column(TITLES.get(metric, metric.upper()), justify="right")
+        table.add_column(metric_title(metric), justify="right")
     has_popularity = all("popularity" in baselines[task] for task in spec.task_names)
     if has_popularity:
         table.add_column("popularity\nAUC / GAUC", justify="right")
@@ -108,7 +114,7 @@ def _slice_table(spec: RankingSpec, metrics: EvaluationMetrics) -> Table:
     table.add_column("impressions", justify="right")
     for task in spec.task_names:
         table.add_column(task, justify="right")
-    for place, of_tasks in sorted(metrics.candidate.items(), key=lambda item: _slice_order(item[0])):
+    for place, of_tasks in sorted(metrics.candidate.items(), key=lambda item: slice_order(item[0])):
         if place:
             impressions = max(int(values["example_count"]) for values in of_tasks.values())
             change = metrics.change.get(place, {})
@@ -119,8 +125,13 @@ def _slice_table(spec: RankingSpec, metrics: EvaluationMetrics) -> Table:
     return table
 
 
-def _slice_order(place: tuple[tuple[str, str], ...]) -> list[tuple[str, float, str]]:
-    """By feature, then by the number at the beginning of the value if there is one."""
+def metric_title(metric: str) -> str:
+    """What a metric is called in a table."""
+    return TITLES.get(metric, metric.upper())
+
+
+def slice_order(place: tuple[tuple[str, str], ...]) -> list[tuple[str, float, str]]:
+    """A key that sorts slices by feature, then by the number at the beginning of the value if there is one."""
 
     def number(text: str) -> float:
         try:
@@ -154,8 +165,12 @@ def _print_verdict(run: dict[str, ComponentRun], evaluation: str, metrics: Evalu
     elif not tf.io.gfile.exists(os.path.join(model, "saved_model.pb")):
         console.print(f"Model: was pushed to {model}, but is no longer there.", highlight=False, soft_wrap=True)
     else:
-        shown = os.path.relpath(model) if model.startswith(os.getcwd() + os.sep) else model
-        console.print(f"Model: {shown}", highlight=False, soft_wrap=True)
+        console.print(f"Model: {shown_path(model)}", highlight=False, soft_wrap=True)
+
+
+def shown_path(path: str) -> str:
+    """A path as a user types it: relative where it lies below the working folder."""
+    return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
 
 
 def _value(value: float | None, change: float | None) -> str:

@@ -41,7 +41,7 @@ class RowMetric(metric_types.Metric):
     """
 
     def __init__(self, metric: str, name: str = ""):
-        super().__init__(_derived_from_rows(partial(metrics.compute, metric)), metric=metric, name=name or metric)
+        super().__init__(derived_from_rows(partial(metrics.compute, metric)), metric=metric, name=name or metric)
 
 
 class Gate(metric_types.Metric):
@@ -61,7 +61,7 @@ class Gate(metric_types.Metric):
 
     def __init__(self, metric: str, min_positives: int, implementation: str = "", name: str = ""):
         super().__init__(
-            _derived_from_rows(partial(gate_value, metric, min_positives)),
+            derived_from_rows(partial(gate_value, metric, min_positives)),
             metric=metric,
             min_positives=min_positives,
             implementation=implementation,
@@ -76,16 +76,24 @@ def gate_value(metric: str, min_positives: int, rows: Rows) -> float:
     return metrics.compute(metric, rows)
 
 
-def _derived_from_rows(value: Callable[[Rows], float]) -> Callable[..., metric_types.MetricComputations]:
-    """Makes TFMA's computations of a value of the rows; of equal computations of rows TFMA runs one."""
+def derived_from_rows(
+    value: Callable[[Rows], Any], key_type: type[metric_types.MetricKey] = metric_types.MetricKey
+) -> Callable[..., metric_types.MetricComputations]:
+    """Makes TFMA's computations of a value of the rows; of equal computations of rows TFMA runs one.
+
+    Args:
+        value: callable. What is made of the labelled rows of a slice: a number, or a plot.
+        key_type: type. `MetricKey` for a number, `PlotKey` for a plot. Defaults to `MetricKey`.
+
+    Returns:
+        What a TFMA metric is made with.
+    """
 
     def create(
         name: str, model_name: str, output_name: str, example_weighted: bool, **_: Any
     ) -> metric_types.MetricComputations:
-        key_of = partial(
-            metric_types.MetricKey, model_name=model_name, output_name=output_name, example_weighted=example_weighted
-        )
-        rows_key, key = key_of("_rows"), key_of(name)
+        of = {"model_name": model_name, "output_name": output_name, "example_weighted": example_weighted}
+        rows_key, key = metric_types.MetricKey("_rows", **of), key_type(name, **of)
         gather = metric_types.MetricComputation(
             keys=[rows_key],
             preprocessors=[metric_types.FeaturePreprocessor(feature_keys=[GROUP_KEY])],
@@ -98,11 +106,11 @@ def _derived_from_rows(value: Callable[[Rows], float]) -> Callable[..., metric_t
 
 
 def _derive(
-    value: Callable[[Rows], float],
+    value: Callable[[Rows], Any],
     rows_key: metric_types.MetricKey,
     key: metric_types.MetricKey,
     results: dict[metric_types.MetricKey, Any],
-) -> dict[metric_types.MetricKey, float]:
+) -> dict[metric_types.MetricKey, Any]:
     return {key: value(results[rows_key])}
 
 
