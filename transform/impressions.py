@@ -15,9 +15,9 @@ from transform.errors import DataError
 from transform.requests import SCORING_SPLIT, RequestBuilder, parse_time
 from transform.sources import Sources, resolve_sources
 from transform.spec import RankingSpec
+from transform.spec_sections import SPLITS
 from transform.tables import Row, read_rows
 
-SPLITS = ("train", "eval", "test")
 COUNTS = "counts"
 
 
@@ -38,12 +38,15 @@ class RequestExamples(beam.PTransform):
 
     Raises:
         DataError: at construction when a file or a column is missing; in the run when a value can't be used.
+        SpecError: at construction when the split bounds lack their as-of date.
     """
 
     def __init__(self, spec: RankingSpec, data_dir: str, for_scoring: bool = False):
         super().__init__()
         self._spec = spec
         self._sources = resolve_sources(spec, data_dir, for_scoring)
+        if not for_scoring:
+            spec.split.ranges()
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""
