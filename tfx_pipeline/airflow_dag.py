@@ -57,12 +57,14 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
     }
     config = AirflowPipelineConfig(dag, supported_launcher_classes=[AirflowComponentLauncher])
     try:
-        return AirflowDagRunner(config).run(pipeline)
+        made = AirflowDagRunner(config).run(pipeline)
+        made.timetable.validate()
     except AirflowException as error:
         raise PipelineError(
             "schedule: a cron expression or a preset such as `@daily` is expected. "
             f"Received: {settings.schedule!r} ({error})."
         ) from None
+    return made
 
 
 try:

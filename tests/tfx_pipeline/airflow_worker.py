@@ -77,12 +77,16 @@ def Mistaken(model: OutputArtifact[standard_artifacts.Model]) -> None:  # noqa: 
 
 
 def try_again(folder: str) -> dict[str, object]:
-    """A component that fails once and is tried again, one that reads its output, and a user's mistake."""
+    """A component that fails, is tried again and at last cleared, one that reads its output, and a user's mistake."""
     fickle = Fickle(folder=folder)
     reader = Reader(examples=fickle.outputs["examples"], folder=folder)
-    names = {"first": fickle, "second": fickle, "reader": reader, "mistake": Mistaken()}
-    answer: dict[str, object] = {name: _launch(node, folder) for name, node in names.items()}
-    return {**answer, "read": json.loads((Path(folder) / "read").read_text())}
+    order = {"first": fickle, "second": fickle, "reader": reader, "cleared": fickle, "reader again": reader}
+    answer: dict[str, object] = {"read": []}
+    for name, node in {**order, "mistake": Mistaken()}.items():
+        answer[name] = _launch(node, folder)
+        if node is reader:
+            answer["read"] += [json.loads((Path(folder) / "read").read_text())]
+    return answer
 
 
 def _launch(node, folder: str) -> str:

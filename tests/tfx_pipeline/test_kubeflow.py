@@ -14,6 +14,8 @@ import pytest
 import small_problem
 import yaml
 from conftest import repository
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
 from kfp import components
 
 from tfx_pipeline.kubeflow_runner import NOTES, main
@@ -66,9 +68,11 @@ def test_kfp_loads_the_pipeline(compiled, target):
     assert set(loaded.pipeline_spec.components) == set(compiled[target]["root"]["dag"]["tasks"])
 
 
-def test_the_job_says_where_vertex_puts_artifacts(compiled):
-    assert compiled["job"]["displayName"] == "small-problem"
-    assert compiled["job"]["runtimeConfig"]["gcsOutputDirectory"] == "gs://bucket/onerank/pipeline/small_problem"
+def test_vertex_takes_the_job(compiled, tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps(compiled["job"]))
+    place = {"project": "nobody", "location": "europe-west4", "credentials": AnonymousCredentials()}
+    job = aiplatform.PipelineJob(display_name="small", template_path=str(tmp_path / "job.json"), **place)
+    assert job.runtime_config.gcs_output_directory == "gs://bucket/onerank/pipeline/small_problem"
 
 
 @pytest.mark.parametrize("target", ["vertex", "kubeflow"])
