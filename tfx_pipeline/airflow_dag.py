@@ -61,7 +61,7 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
         made.timetable.validate()
     except AirflowException as error:
         raise PipelineError(
-            "schedule: a cron expression or a preset such as `@daily` is expected. "
+            f"Airflow variable `{VARIABLE}`: schedule: a cron expression or a preset such as `@daily` is expected. "
             f"Received: {settings.schedule!r} ({error})."
         ) from None
     return made

@@ -24,6 +24,8 @@ class AirflowComponentLauncher(InProcessComponentLauncher):
     in the data fails at once, with its message and no further try.
     """
 
+    _driver_class: type
+
     def launch(self) -> portable_data_types.ExecutionInfo:
         """Runs driver, executor and publisher."""
         try:
