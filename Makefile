@@ -7,8 +7,10 @@ DATA ?= data/kuairand_pure_mini
 UV     := uv==0.13.9
 PY     := .venv/bin/python
 STAMP  := .venv/.installed
+AIRFLOW := .venv/.installed-airflow
 BENCH  := PYTHONWARNINGS=ignore $(PY) -m benchmarks
 NEWEST := .venv-newest
+KUBEFLOW := $(PY) -m tfx_pipeline.kubeflow_runner --spec "$(SPEC)" --data gs://bucket/data --output gs://bucket/onerank --image onerank:test
 BUILD  := requirements/build-constraints.txt
 
 # Keras 3 everywhere: tensorflow_transform asks for Keras 2 where nothing is said.
@@ -16,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-newest test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -30,7 +32,19 @@ demo: $(STAMP)  ## Run the pipeline on the sample data: from an impression log t
 test: $(STAMP)  ## Run the tests
 	$(PY) -m pytest -n 2 --dist loadfile tests
 
+setup-airflow: $(AIRFLOW)  ## Add Airflow to .venv (once)
+
 setup-newest: $(NEWEST)/.installed  ## Make .venv-newest: TensorFlow 2.21, Keras 3.15 and JAX, without TFX (once)
+
+airflow-test: $(AIRFLOW)  ## Run the DAG for one day with Airflow, on SQLite, and check the pushed model
+	$(PY) -m pytest -q tests/tfx_pipeline/test_airflow.py
+	rm -rf "$(OUT)/airflow"
+	$(PY) scripts/airflow_test.py --home "$(OUT)/airflow"
+
+kubeflow-test: $(STAMP)  ## Compile the pipeline for Vertex AI and Kubeflow, and check what was compiled
+	$(PY) -m pytest -q tests/tfx_pipeline/test_kubeflow.py
+	$(KUBEFLOW) --target vertex --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).json"
+	$(KUBEFLOW) --target kubeflow --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).yaml"
 
 test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
 	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile tests/transform tests/trainer tests/serving
@@ -39,7 +53,7 @@ lint: $(STAMP)  ## Check style, format, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	.venv/bin/lint-imports --no-logo
+	.venv/bin/lint-imports
 
 bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
@@ -64,6 +78,7 @@ kill-matrix: $(STAMP)  ## Kill a small pipeline in every component, start it aga
 
 lock: $(STAMP)  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
 	$(call resolve,stack-a,3.10,2_28)
+	$(call resolve,airflow,3.10,2_28)
 	$(call resolve,stack-b,3.11,2_39,: resolved for Python 3.11 and glibc >= 2.39; not installed or run here)
 	$(call resolve,newest,3.11,2_28,: resolved for Python 3.11 and glibc >= 2.28; make test-newest runs it)
 
@@ -98,4 +113,9 @@ $(1)/.installed: $(2) $$(BUILD) pyproject.toml setup.py
 	@printf '%s\n' '$$(CURDIR)' > $$@
 endef
 $(eval $(call environment,.venv,requirements/stack-a.lock,3.10))
+
+$(AIRFLOW): $(STAMP) requirements/airflow.lock
+	.venv/bin/uv pip install --python $(PY) --compile-bytecode --require-hashes --build-constraints $(BUILD) -r requirements/airflow.lock
+	@touch $@
+
 $(eval $(call environment,$(NEWEST),requirements/newest.lock,3.11))

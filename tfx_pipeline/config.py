@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transform.spec import RankingSpec
 
@@ -18,6 +19,9 @@ class PipelineConfig:
         output_dir: str. Artifacts, metadata and pushed models go below it.
         allow_anomalies: bool. Whether a run goes on when the data break the schema. Defaults to `False`.
         beam_args: tuple of str. Options of the Beam runner. Defaults to the in-memory DirectRunner.
+        target: str. Who keeps the metadata and finds the baseline. Defaults to `"tfx"`, for runners that launch
+            components by TFX: an SQLite file below `output_dir`, and `BlessedBaselineStrategy`. `"vertex"`: Vertex AI,
+            which knows TFX's own strategies alone. `"kubeflow"`: Kubeflow Pipelines, which knows none: no baseline.
     """
 
     spec: RankingSpec
@@ -25,6 +29,12 @@ class PipelineConfig:
     output_dir: str
     allow_anomalies: bool = False
     beam_args: tuple[str, ...] = field(default=("--runner=DirectRunner", "--direct_running_mode=in_memory"))
+    target: Literal["tfx", "vertex", "kubeflow"] = "tfx"
+
+    @property
+    def pipeline_name(self) -> str:
+        """The spec's name, as the orchestrator can have it: Kubeflow knows no underscores."""
+        return self.spec.name if self.target == "tfx" else self.spec.name.replace("_", "-")
 
     @property
     def pipeline_root(self) -> str:
@@ -45,8 +55,3 @@ class PipelineConfig:
     def serving_dir(self) -> str:
         """Where blessed models are pushed: numeric versions below it."""
         return os.path.join(self.output_dir, "serving", self.spec.name)
-
-    @property
-    def schema_dir(self) -> str:
-        """Where the schema that follows from the spec is written."""
-        return os.path.join(self.output_dir, "schema", self.spec.name)

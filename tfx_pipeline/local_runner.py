@@ -20,6 +20,7 @@ prepare_environment()
 import absl.logging
 from rich.console import Console
 
+from tfx_pipeline.arguments import add_pipeline_arguments, beam_options
 from tfx_pipeline.run_lock import run_lock
 from transform.errors import PipelineError, find_user_error
 from transform.spec import RankingSpec
@@ -58,14 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tfx_pipeline.local_runner",
         description="Trains, evaluates and pushes the ranking model that a spec describes, on this machine.",
     )
-    parser.add_argument("--spec", required=True, help="the YAML file that describes the ranking problem")
-    parser.add_argument("--data", required=True, help="the folder that the paths in the spec are relative to")
-    parser.add_argument("--output", required=True, help="the folder for artifacts, metadata and pushed models")
-    parser.add_argument("--seed", type=int, help="instead of training.seed in the spec")
-    parser.add_argument(
-        "--allow_anomalies", action="store_true", help="go on when the data break the schema (default: stop)"
-    )
-    parser.add_argument("--beam_args", nargs="*", default=None, help="options of the Beam runner, as name=value")
+    add_pipeline_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="show the libraries' logs here, not only in the file")
     return parser.parse_args(argv)
 
@@ -80,18 +74,20 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
         console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
         # Heavy imports come after the mistakes that can be told without them, and where their noise goes to the log.
-        from trainer.models.registry import build_model
-        from transform.columns import ModelInputs
+        from transform.as_of import resolve_splits
         from transform.sources import resolve_sources
 
         resolve_sources(spec, arguments.data)
-        build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1))  # its settings are wrong now or never
+        relative, spec = spec, resolve_splits(spec, arguments.data, arguments.as_of)
+        if spec is not relative:
+            splits = ", ".join(f"{name} {first} to {last}" for name, (first, last) in spec.split.ranges().items())
+            console.print(f"Splits by {spec.split.by}: {splits}", highlight=False)
 
         from tfx_pipeline.config import PipelineConfig
 
-        beam = {} if arguments.beam_args is None else {"beam_args": tuple(f"--{arg}" for arg in arguments.beam_args)}
+        data = os.path.abspath(arguments.data)
         _execute(
-            PipelineConfig(spec, os.path.abspath(arguments.data), output, arguments.allow_anomalies, **beam), console
+            PipelineConfig(spec, data, output, arguments.allow_anomalies, **beam_options(arguments.beam_args)), console
         )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     console.print(f"{time.time() - started:.0f} s in all, peak memory {memory:.1f} GiB.", highlight=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-
 from google.protobuf import text_format
 from tfx.dsl.components.common import resolver
+from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import LatestBlessedModelStrategy
 from tfx.orchestration import metadata, pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
-from tfx.types import Channel, standard_artifacts
-from tfx.v1.components import Evaluator, ExampleValidator, ImportSchemaGen, StatisticsGen, Trainer, Transform
+from tfx.types import BaseChannel, Channel, standard_artifacts
+from tfx.v1.components import Evaluator, ExampleValidator, StatisticsGen, Trainer, Transform
 
 from tfx_pipeline.code_version import code_version
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
@@ -18,10 +16,13 @@ from tfx_pipeline.components.atomic_pusher import AtomicPusher
 from tfx_pipeline.components.baselines import Baselines
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
+from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation import eval_config
 from tfx_pipeline.modules import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.runs import RESOLVER_ID
+from trainer.models.registry import build_model
+from transform.columns import ModelInputs
 from transform.examples import raw_schema
 from transform.spec import RankingSpec
 
@@ -40,7 +41,7 @@ EVALUATION_CODE = (
 def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     """Puts the components together.
 
-    ImpressionExampleGen -> StatisticsGen -> ImportSchemaGen -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
+    ImpressionExampleGen -> StatisticsGen -> SpecSchema -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
     -> latest blessed model -> Evaluator -> Pusher, and Baselines beside them.
 
     Every component that runs this project's code gets the part of the spec that it depends on and a hash of that code,
@@ -51,13 +52,17 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
 
     Returns:
         A TFX pipeline.
+
+    Raises:
+        UserError: when the settings of the model are wrong.
     """
     spec = config.spec
+    build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1))  # its settings are wrong now or never
     data_json = spec.data_part().to_json()
     example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*DATA_CODE))
     examples = example_gen.outputs["examples"]
     statistics = StatisticsGen(examples=examples)
-    schema_gen = ImportSchemaGen(schema_file=write_schema(spec, config.schema_dir))
+    schema_gen = SpecSchema(text=text_format.MessageToString(raw_schema(spec)))
     schema = schema_gen.outputs["schema"]
     validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema)
     gate = AnomalyGate(anomalies=validator.outputs["anomalies"], allow_anomalies=int(config.allow_anomalies))
@@ -82,16 +87,11 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
             CHECKPOINTS_KEY: config.checkpoints_dir,
         },
     )
-    baseline = resolver.Resolver(
-        strategy_class=BlessedBaselineStrategy,
-        model=Channel(type=standard_artifacts.Model),
-        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
-        candidate=trainer.outputs["model"],
-    ).with_id(RESOLVER_ID)
+    baseline = _baseline(config.target, trainer.outputs["model"])
     evaluator = Evaluator(
         examples=examples,
         model=trainer.outputs["model"],
-        baseline_model=baseline.outputs["model"],
+        baseline_model=baseline.outputs["model"] if baseline else None,
         schema=schema,
         eval_config=eval_config(spec, code_version(*EVALUATION_CODE)),
         example_splits=["test"],
@@ -108,29 +108,32 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         ),
     )
     return pipeline.Pipeline(
-        pipeline_name=spec.name,
+        pipeline_name=config.pipeline_name,
         pipeline_root=config.pipeline_root,
         components=[
             *(example_gen, statistics, schema_gen, validator, gate),
-            *(transform, trainer, baseline, evaluator, baselines, pusher),
+            *(transform, trainer, *([baseline] if baseline else []), evaluator, baselines, pusher),
         ],
         enable_cache=True,
-        metadata_connection_config=metadata.sqlite_metadata_connection_config(config.metadata_path),
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(config.metadata_path)
+        if config.target == "tfx"
+        else None,
         beam_pipeline_args=list(config.beam_args),
     )
 
 
-def write_schema(spec: RankingSpec, folder: str) -> str:
-    """Writes the schema that follows from the spec; its name holds its hash, as TFX caches it by the path alone."""
-    text = text_format.MessageToString(raw_schema(spec))
-    path = os.path.join(folder, f"schema-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pbtxt")
-    if not os.path.exists(path):
-        os.makedirs(folder, exist_ok=True)
-        unfinished = f"{path}.{os.getpid()}"
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(unfinished, path)
-    return path
+def _baseline(target: str, candidate: BaseChannel) -> resolver.Resolver | None:
+    """Finds the model that the candidate is compared with, by what the target knows."""
+    if target == "kubeflow":
+        return None
+    known: dict[str, BaseChannel] = {
+        "model": Channel(type=standard_artifacts.Model),
+        "model_blessing": Channel(type=standard_artifacts.ModelBlessing),
+    }
+    strategy = LatestBlessedModelStrategy
+    if target == "tfx":
+        strategy, known["candidate"] = BlessedBaselineStrategy, candidate
+    return resolver.Resolver(strategy_class=strategy, **known).with_id(RESOLVER_ID)
 
 
 def _training_part(spec: RankingSpec) -> RankingSpec:

@@ -16,10 +16,10 @@ from transform.errors import DataError
 from transform.requests import SCORING_SPLIT, RequestBuilder
 from transform.sources import Sources, resolve_sources
 from transform.spec import RankingSpec
+from transform.spec_sections import SPLITS
 from transform.tables import Row, read_rows
 from transform.values import parse_time
 
-SPLITS = ("train", "eval", "test")
 COUNTS = "counts"
 
 
@@ -40,12 +40,15 @@ class RequestExamples(beam.PTransform):
 
     Raises:
         DataError: at construction when a file or a column is missing; in the run when a value can't be used.
+        SpecError: at construction when the split bounds lack their as-of date.
     """
 
     def __init__(self, spec: RankingSpec, data_dir: str, for_scoring: bool = False):
         super().__init__()
         self._spec = spec
         self._sources = resolve_sources(spec, data_dir, for_scoring)
+        if not for_scoring:
+            spec.split.ranges()
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""

@@ -99,7 +99,7 @@ class RankingSpec(sections.Section):
         problems = [f"{origin}: {problem}" for problem in _broken_references(spec)]
         if problems:
             raise SpecError("\n".join(problems))
-        return spec
+        return spec.with_as_of(spec.split.as_of)
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal text, and `parse` reads it back."""
@@ -115,6 +115,20 @@ class RankingSpec(sections.Section):
         if seed < 0:
             raise SpecError(f"seed: a whole number from 0 on is expected. Received: {seed}.")
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
+
+    def with_as_of(self, as_of: str | None) -> RankingSpec:
+        """The same spec with literal split bounds, for an as-of date (YYYY-MM-DD); None changes nothing."""
+        if as_of is None:
+            return self
+        if self.split.date_format is None:
+            raise SpecError(
+                f"as_of: a spec whose split bounds are days relative to a date is expected. Received: `{as_of}`, but "
+                "the bounds are literals. Leave the date out, or set `split.date_format`."
+            )
+        try:
+            return self.model_copy(update={"split": self.split.resolved(as_of)})
+        except ValueError as error:
+            raise SpecError(f"as_of: {error}. Received: `{as_of}`.") from error
 
     def data_part(self) -> RankingSpec:
         """The part that request examples and their preprocessing depend on, all else at its default.

@@ -6,6 +6,7 @@ what refers from one to another.
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from transform.errors import SpecError
+
+SPLITS = ("train", "eval", "test")
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
@@ -115,29 +119,79 @@ class Request(Section):
         return (self.id,) if self.id is not None else tuple(self.group_by or ())
 
 
+DATE_FORMATS = {"YYYYMMDD": "%Y%m%d", "YYYY-MM-DD": "%Y-%m-%d"}
+
+
+def parse_date(text: str, date_format: str) -> datetime.date:
+    """A date as it stands in a column, or a ValueError that says what is expected."""
+    try:
+        date = datetime.datetime.strptime(text, DATE_FORMATS[date_format]).date()
+    except ValueError:
+        date = None
+    if date is None or date.strftime(DATE_FORMATS[date_format]) != text:  # strptime takes 2022-5-1 too
+        raise ValueError(f"a date written as {date_format} is expected")
+    return date
+
+
 class Split(Section):
-    """Time-based splits: inclusive ranges of the values of one column."""
+    """Time-based splits: inclusive ranges of the values of one column.
+
+    With `date_format` the column holds dates, and the bounds are days relative to the as-of date: 0 is that day, -1 the
+    one before. A run gives the date, and `resolved` makes literals of the bounds; `as_of` is where it travels.
+    """
 
     by: str
+    date_format: Literal["YYYYMMDD", "YYYY-MM-DD"] | None = None
+    as_of: str | None = None
     train: tuple[SplitValue, SplitValue]
     eval: tuple[SplitValue, SplitValue]
     test: tuple[SplitValue, SplitValue]
 
     def ranges(self) -> dict[str, tuple[SplitValue, SplitValue]]:
-        """The splits in their order, by name."""
-        return {"train": self.train, "eval": self.eval, "test": self.test}
+        """The splits in their order, by name.
+
+        Raises:
+            SpecError: when the bounds are relative to a date that nobody gave.
+        """
+        if self.date_format:
+            raise SpecError(
+                "split: an as-of date for the bounds is expected. Received: none. Run the pipeline, which takes the "
+                f"last day of the log or --as_of, or write bounds as they stand in `{self.by}`, without `date_format`."
+            )
+        return {name: getattr(self, name) for name in SPLITS}
+
+    def resolved(self, as_of: str) -> Split:
+        """The same splits with bounds as they stand in the column, for an as-of date written as YYYY-MM-DD."""
+        day = parse_date(as_of, "YYYY-MM-DD")
+        bounds: dict[str, tuple[SplitValue, ...]] = {}
+        for name in SPLITS:
+            dates = (day + datetime.timedelta(days=int(offset)) for offset in getattr(self, name))
+            texts = [date.strftime(DATE_FORMATS[self.date_format or ""]) for date in dates]
+            bounds[name] = tuple(int(text) if text.isdigit() else text for text in texts)
+        return Split(by=self.by, **bounds)
+
+    @field_validator("as_of")
+    @classmethod
+    def _as_of_is_a_date(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_date(value, "YYYY-MM-DD")
+        return value
 
     @model_validator(mode="after")
     def _ordered_and_disjoint(self) -> Split:
-        bounds = [value for limits in self.ranges().values() for value in limits]
+        ranges = [(name, getattr(self, name)) for name in SPLITS]
+        bounds = [value for _, limits in ranges for value in limits]
+        if self.date_format and any(isinstance(value, str) or value > 0 for value in bounds):
+            raise ValueError("with `date_format`, whole days relative to the as-of date are expected, 0 or less")
+        if self.as_of and not self.date_format:
+            raise ValueError("`as_of` has no meaning without `date_format`. Remove it, or write relative bounds")
         if len({type(value) for value in bounds}) > 1:
             raise ValueError("bounds of one type, all numbers or all strings, are expected")
-        ranges = list(self.ranges().items())
         for name, (first, last) in ranges:
-            if first > last:  # type: ignore[operator]
+            if first > last:
                 raise ValueError(f"[first, last] with first <= last is expected for `{name}`")
         for (earlier, (_, end)), (later, (start, _)) in zip(ranges, ranges[1:], strict=False):
-            if start <= end:  # type: ignore[operator]
+            if start <= end:
                 raise ValueError(f"`{later}` should begin after `{earlier}` ends, so that no split sees its future")
         return self
 

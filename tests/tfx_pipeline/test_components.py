@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_problem
+from google.protobuf import text_format
+from ml_metadata.metadata_store import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
+from tfx.utils.io_utils import SchemaReader
 
 from serving.export import ASSETS_EXTRA, SPEC_FILE
 from tfx_pipeline.code_version import code_version
@@ -18,9 +22,11 @@ from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import check_counts
+from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.pipeline import create_pipeline, write_schema
+from tfx_pipeline.pipeline import create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
+from transform.examples import raw_schema
 from transform.spec import RankingSpec
 from transform.spec_sections import Task
 
@@ -79,6 +85,29 @@ def test_a_baseline_whose_tasks_stand_in_another_order_is_one(tmp_path, spec):
     other = spec.model_copy(update={"tasks": spec.tasks[::-1]})
     models = {1: model_artifact(tmp_path, 1, other), 2: model_artifact(tmp_path, 2, spec)}
     assert baseline_of(2, models, [blessing(11, 1, True)]) == [1]
+
+
+def test_the_candidate_among_many_is_what_the_newest_execution_put_out(tmp_path, spec):
+    """Airflow's runner gives the models of all runs; a cached one is not the one that was made last."""
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.fake_database.SetInParent()
+    store = MetadataStore(connection)
+    model_type = store.put_artifact_type(metadata_store_pb2.ArtifactType(name="Model"))
+    trainer_type = store.put_execution_type(metadata_store_pb2.ExecutionType(name="Trainer"))
+    ids = store.put_artifacts([metadata_store_pb2.Artifact(type_id=model_type, uri=str(n)) for n in (1, 2)])
+    models = {number: model_artifact(tmp_path, number, spec) for number in ids}
+    event = metadata_store_pb2.Event
+    for number in (ids[0], ids[1], ids[0]):  # the third run finds the first one's model in the cache
+        execution = metadata_store_pb2.Execution(type_id=trainer_type)
+        put_out = event(artifact_id=number, type=event.OUTPUT)
+        store.put_execution(execution, [(None, put_out)], [])
+    reads = metadata_store_pb2.Execution(type_id=trainer_type)
+    store.put_execution(reads, [(None, event(artifact_id=ids[1], type=event.INPUT))], [])
+    given = {"model": list(models.values()), "candidate": list(models.values())}
+    given["model_blessing"] = [blessing(11, ids[0], True), blessing(12, ids[1], True)]
+    found = BlessedBaselineStrategy().resolve_artifacts(store, given)
+    assert [model.id for model in found["candidate"]] == [ids[0]]
+    assert [model.id for model in found["model"]] == [ids[1]]
 
 
 def anomalies_artifact(folder: Path, *found: str) -> standard_artifacts.ExampleAnomalies:
@@ -246,11 +275,20 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
 
 
-def test_schema_has_its_hash_in_its_name(tmp_path, spec):
-    path = write_schema(spec, str(tmp_path / "schema"))
-    assert write_schema(spec, str(tmp_path / "schema")) == path
-    other = spec.model_copy(update={"sequences": ()})
-    assert write_schema(other, str(tmp_path / "schema")) != path
+def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path, spec):
+    before = cache_keys(spec, tmp_path)
+    other = cache_keys(spec.model_copy(update={"sequences": ()}), tmp_path)
+    assert "SpecSchema" in changed(before, other)
+    artifact = standard_artifacts.Schema()
+    artifact.uri = str(tmp_path)
+    text = text_format.MessageToString(raw_schema(spec))
+    SpecSchema.EXECUTOR_SPEC.executor_class().Do({}, {"schema": [artifact]}, {"text": text})
+    assert SchemaReader().read(str(tmp_path / "schema.pbtxt")) == raw_schema(spec)
+
+
+def test_nothing_of_the_output_is_written_when_a_managed_pipeline_is_put_together(tmp_path, spec):
+    create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out"), target="vertex"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_baselines_are_smoothed_item_rates_of_the_train_split(small):

@@ -157,6 +157,23 @@ def test_data_without_a_test_split_stop_the_run_before_anything_is_trained(workp
     assert versions(output) == before
 
 
+def test_relative_splits_reach_the_examples_as_days(tmp_path):
+    """A date of which the log knows nothing stops the run where the days are looked for, and says which they are."""
+    data = small_problem.write_data(tmp_path / "data")
+    for path in data.glob("log*.csv"):
+        header, *rows = (line.split(",") for line in path.read_text().splitlines())
+        dated = [[*row[:2], f"2022-05-0{row[2]}", *row[3:]] for row in rows]
+        path.write_text("".join(",".join(row) + "\n" for row in [header, *dated]))
+    split = {"by": "day", "date_format": "YYYY-MM-DD", "train": [-7, -3], "eval": [-2, -2], "test": [-1, 0]}
+    spec = small_problem.write_spec(tmp_path / "small.yaml", split=split)
+    stopped = run(spec, data, tmp_path / "out", "--as_of", "2022-05-10")
+    assert stopped.returncode == 1
+    days = "train 2022-05-03 to 2022-05-07, eval 2022-05-08 to 2022-05-08, test 2022-05-09 to 2022-05-10"
+    assert f"Splits by day: {days}\n" in stopped.stdout
+    assert "split.test: requests with `day` from 2022-05-09 to 2022-05-10 are expected" in stopped.stderr
+    assert "Trainer" not in stopped.stdout
+
+
 def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
     """Another shape: `id` instead of `group_by`, mostly one candidate a request, no files of tables, other names."""
     readme = (repository() / "README.md").read_text()

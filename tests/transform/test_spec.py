@@ -20,6 +20,7 @@ RICH = {
     "features.candidate.0.vocabulary": "things",
     "split": {"by": "day", "train": ["1", "2"], "eval": ["3", "3"], "test": ["4", "4"]},
 }
+RELATIVE = {"by": "day", "date_format": "YYYYMMDD", "train": [-9, -3], "eval": [-2, -2], "test": [-1, 0]}
 
 
 # === Reading and writing ===
@@ -266,6 +267,27 @@ BROKEN = {
     "unquoted date": (
         {"split.test": [yaml.safe_load("2022-05-04"), 5]},
         ["split.test[0]: a whole number or a text is expected", "Quote", '"2022-05-04"'],
+    ),
+    "relative bound after the as-of date": (
+        {"split": {**RELATIVE, "test": [-1, 1]}},
+        ["split: with `date_format`, whole days relative to the as-of date are expected, 0 or less", '"test": [-1, 1]'],
+    ),
+    "literal bounds with a date format": (
+        {"split": {**RELATIVE, "train": ["2022-05-01", "2022-05-02"]}},
+        ["split: with `date_format`, whole days relative to the as-of date are expected"],
+    ),
+    "relative splits that overlap": ({"split": {**RELATIVE, "eval": [-3, -1]}}, ["`eval` should begin after `train`"]),
+    "unknown date format": (
+        {"split": {**RELATIVE, "date_format": "YYYY-MMDD"}},
+        ["split.date_format: 'YYYYMMDD' or 'YYYY-MM-DD' is expected", "Did you mean `YYYY-MM-DD`?"],
+    ),
+    "as-of date that is none": (
+        {"split": {**RELATIVE, "as_of": "2022-5-5"}},
+        ["split.as_of: a date written as YYYY-MM-DD is expected", '"2022-5-5"'],
+    ),
+    "as-of date of literal bounds": (
+        {"split.as_of": "2022-05-05"},
+        ["split: `as_of` has no meaning without `date_format`"],
     ),
     "one bound": ({"split.test": [4]}, ["split.test", "nothing"]),
     # --- References between sections

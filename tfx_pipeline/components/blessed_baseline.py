@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 
+from ml_metadata.metadata_store import MetadataStore
 from tfx import types
 from tfx.components.evaluator import constants
 from tfx.dsl.components.common import resolver
+from tfx.orchestration.portable.mlmd import event_lib
 from tfx.utils import path_utils
 
 from serving.export import load_spec
@@ -25,15 +27,17 @@ class BlessedBaselineStrategy(resolver.ResolverStrategy):
     inputs, and so its cache, as they were. A model whose inputs or tasks are not among the candidate's can't be
     evaluated on the same examples and is passed over with a notice.
 
+    Airflow's runner gives the models of all runs as candidates: this run's is the one that was put out last.
+
     Inputs: `model` and `model_blessing` (all there are) and `candidate` (this run's). Outputs: the same keys, with one
     model and its blessing, or none.
     """
 
     def resolve_artifacts(
-        self, store: object, input_dict: dict[str, list[types.Artifact]]
+        self, store: MetadataStore | None, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
         """Chooses the baseline."""
-        candidate = max(input_dict["candidate"], key=lambda model: model.id)
+        candidate = _newest_output(store, input_dict["candidate"])
         blessings = {
             blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY): blessing
             for blessing in sorted(input_dict["model_blessing"], key=lambda blessing: blessing.id)
@@ -44,6 +48,17 @@ class BlessedBaselineStrategy(resolver.ResolverStrategy):
             if _comparable(model, candidate):
                 return {"model": [model], "model_blessing": [blessings[model.id]], "candidate": [candidate]}
         return {"model": [], "model_blessing": [], "candidate": [candidate]}
+
+
+def _newest_output(store: MetadataStore | None, models: list[types.Artifact]) -> types.Artifact:
+    """The model of the newest execution: a cached one is older than models of runs in between."""
+    if len(models) == 1 or store is None:
+        return max(models, key=lambda model: model.id)
+    events = store.get_events_by_artifact_ids([model.id for model in models])
+    newest = max(
+        (event for event in events if event_lib.is_valid_output_event(event)), key=lambda event: event.execution_id
+    )
+    return next(model for model in models if model.id == newest.artifact_id)
 
 
 def _comparable(model: types.Artifact, candidate: types.Artifact) -> bool:

@@ -1,0 +1,21 @@
+# The image that every component runs in on Vertex AI or Kubeflow: stack A and this package. See docs/kubeflow.md.
+FROM python:3.10-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_LINK_MODE=copy
+WORKDIR /onerank
+RUN python -m venv /venv && /venv/bin/pip install --disable-pip-version-check uv==0.13.9
+COPY requirements/stack-a.lock requirements/build-constraints.txt requirements/
+RUN /venv/bin/uv pip install --python /venv/bin/python --compile-bytecode --require-hashes \
+    --build-constraints requirements/build-constraints.txt -r requirements/stack-a.lock
+COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
+COPY transform transform
+COPY trainer trainer
+COPY serving serving
+COPY tfx_pipeline tfx_pipeline
+RUN /venv/bin/uv pip install --python /venv/bin/python --no-deps --no-build-isolation .
+
+FROM python:3.10-slim-bookworm
+COPY --from=build /venv /venv
+# The containers are entered through TFX's own module, so Keras 3 is asked for here.
+ENV PATH=/venv/bin:$PATH TF_USE_LEGACY_KERAS=0 TF_CPP_MIN_LOG_LEVEL=2
+WORKDIR /tmp
+ENTRYPOINT ["python", "-m", "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"]
