@@ -52,19 +52,18 @@ def roc(rows: Rows) -> protos.ConfusionMatrixAtThresholds:
         rows: Rows.
 
     Returns:
-        Counts at falling thresholds; a row is called positive when its score reaches the threshold. No points when
+        Weights at falling thresholds; a row is called positive when its score reaches the threshold. No points when
         positives or negatives are missing or a score is not finite.
     """
     result = protos.ConfusionMatrixAtThresholds()
-    positives = float(np.count_nonzero(rows.labels > 0.5))
-    negatives = len(rows) - positives
+    of_class = rows.weights * np.stack([rows.labels > 0.5, rows.labels <= 0.5]).astype(np.float64)
+    positives, negatives = of_class.sum(axis=1)
     if not positives or not negatives or not np.isfinite(rows.scores).all():
         return result
     order = np.argsort(-rows.scores, kind="stable")
-    scores, labels = rows.scores[order], rows.labels[order] > 0.5
+    scores = rows.scores[order]
     last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)  # of each run of equal scores
-    true = np.append(0.0, np.cumsum(labels)[last])
-    false = np.append(0.0, last + 1 - true[1:])
+    true, false = (np.append(0.0, np.cumsum(weights[order])[last]) for weights in of_class)
     thresholds = np.append(np.inf, scores[last])
     way = false / negatives + true / positives  # rises from 0 to 2
     kept = np.unique(np.searchsorted(way, np.linspace(0, 2, _ROC_POINTS).clip(max=way[-1])))
@@ -93,7 +92,7 @@ def calibration_buckets(rows: Rows) -> protos.CalibrationHistogramBuckets:
 
 
 def score_distribution(rows: Rows) -> protos.CalibrationHistogramBuckets:
-    """How many rows, and how many positives among them, have a score in each of the fixed bins; empty ends are cut."""
+    """The weight of rows, and of positives among them, with a score in each of the fixed bins; empty ends are cut."""
     if not len(rows) or not np.isfinite(rows.scores).all():
         return protos.CalibrationHistogramBuckets()
     used = np.digitize([rows.scores.min(), rows.scores.max()], _SCORE_BOUNDS)
@@ -114,7 +113,8 @@ def _corners(x: Array, y: Array) -> Array:
 def _histogram(rows: Rows, bounds: Array) -> protos.CalibrationHistogramBuckets:
     bucket = np.digitize(rows.scores, bounds[1:-1])
     count = len(bounds) - 1
-    sums = [np.bincount(bucket, weights, count) for weights in (None, rows.labels > 0.5, rows.scores)]
+    weighted = [rows.weights * values for values in (1.0, rows.labels > 0.5, rows.scores)]
+    sums = [np.bincount(bucket, values, count) for values in weighted]
     result = protos.CalibrationHistogramBuckets()
     for index, (examples, positives, scores) in enumerate(zip(*sums, strict=True)):
         added = result.buckets.add(lower_threshold_inclusive=bounds[index], upper_threshold_exclusive=bounds[index + 1])

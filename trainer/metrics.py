@@ -53,8 +53,7 @@ class Rows:
         Returns:
             The rows.
         """
-        *columns, kept_weights = _observed(weights, labels, scores, groups)
-        return cls(*columns, kept_weights)
+        return cls(*_observed(weights, labels, scores, groups))
 
     @classmethod
     def concatenate(cls, parts: Iterable[Rows]) -> Rows:

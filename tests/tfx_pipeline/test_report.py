@@ -257,34 +257,45 @@ def test_a_run_that_stopped_or_whose_artifacts_are_gone_is_refused(output, tmp_p
 # === Curves, without a pipeline ===
 
 
-def rows(count: int, seed: int = 0, levels: int = 0) -> Rows:
+def rows(count: int, seed: int = 0, levels: int = 0, weighted: bool = False) -> Rows:
     random = np.random.default_rng(seed)
     scores = random.beta(1, 9, count)
     scores = np.round(scores * levels) / levels if levels else scores
-    return Rows(
-        (random.random(count) < scores).astype(np.float32), scores.astype(np.float32), np.zeros(count, np.int64)
-    )
+    labels = (random.random(count) < scores).astype(np.float32)
+    weights = random.integers(1, 5, count) if weighted else None
+    return Rows.observed(labels, scores.astype(np.float32), np.zeros(count, np.int64), weights)
 
 
-@pytest.mark.parametrize(("count", "levels"), [(40, 0), (5000, 0), (5000, 7)])
-def test_roc_points_lie_on_the_exact_curve(count, levels):
-    some = rows(count, levels=levels)
+@pytest.mark.parametrize(("count", "levels", "weighted"), [(40, 0, False), (5000, 0, False), (5000, 7, True)])
+def test_roc_points_lie_on_the_exact_curve(count, levels, weighted):
+    some = rows(count, levels=levels, weighted=weighted)
     points = [(m.threshold, m.false_positive_rate, m.recall) for m in tfma_plots.roc(some).matrices]
     assert points[0][1:] == (0, 0) and points[-1][1:] == (1, 1) and len(points) <= 100
     for threshold, false_rate, recall in points:
-        assert recall == np.mean(some.scores[some.labels == 1] >= threshold)
-        assert false_rate == np.mean(some.scores[some.labels == 0] >= threshold)
+        for rate, label in ((recall, 1), (false_rate, 0)):
+            of_class = some.labels == label
+            reached = some.scores[of_class] >= threshold
+            assert rate == pytest.approx(np.average(reached, weights=some.weights[of_class]), abs=1e-12)
     area = reference.auc([x for _, x, _ in points], [y for *_, y in points])
-    assert area == pytest.approx(reference.roc_auc_score(some.labels, some.scores), abs=1e-9 if count == 40 else 0.003)
+    exact = reference.roc_auc_score(some.labels, some.scores, sample_weight=some.weights)
+    assert area == pytest.approx(exact, abs=1e-9 if count == 40 else 0.003)
 
 
 def test_curves_of_nothing_are_empty():
-    broken = Rows(np.array([0.0, 1.0]), np.array([np.nan, 0.5]), np.zeros(2, np.int64))
-    one_class = Rows(np.ones(3), np.array([0.1, 0.2, 0.3]), np.zeros(3, np.int64))
+    broken = Rows.observed([0.0, 1.0], [np.nan, 0.5], np.zeros(2, np.int64), None)
+    one_class = Rows.observed(np.ones(3), [0.1, 0.2, 0.3], np.zeros(3, np.int64), None)
     for plot in tfma_plots.PLOTS.values():
         assert not plot(broken).ByteSize() and not plot(rows(0)).ByteSize()
     assert not tfma_plots.roc(one_class).matrices
     assert sum(b.num_weighted_examples.value for b in tfma_plots.calibration_buckets(one_class).buckets) == 3
+
+
+def test_a_weight_counts_as_that_many_rows_in_a_histogram():
+    some = rows(5000, weighted=True)
+    for plot in (tfma_plots.calibration_buckets, tfma_plots.score_distribution):
+        buckets = plot(some).buckets
+        assert sum(b.num_weighted_examples.value for b in buckets) == some.weights.sum() > 5000
+        assert sum(b.total_weighted_label.value for b in buckets) == some.weights[some.labels > 0.5].sum()
 
 
 def test_calibration_buckets_are_of_equal_size_and_rare_tasks_have_fewer():

@@ -74,10 +74,11 @@ def Baselines(  # noqa: N802
 def _candidates(serialized: bytes, item: str | None, tasks: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
     """(request, item, weights [2, K] of positives and of labels) of every candidate."""
     values = request_examples.decode(serialized)
-    labels = [values[request_examples.label_key(task)] for task in tasks]
-    masks = [values[request_examples.mask_key(task)] for task in tasks]
-    masks = np.array(masks, "float32")
-    counts = np.stack([np.array(labels, "float32") * masks, masks])  # [2, K, N]
+    labels, masks = (
+        np.array([values[key(task)] for task in tasks], "float32")
+        for key in (request_examples.label_key, request_examples.mask_key)
+    )
+    counts = np.stack([labels * masks, masks])  # [2, K, N]
     for n in range(counts.shape[2]):
         yield values[request_examples.REQUEST_ID][0], values[item][n] if item else "", counts[:, :, n].tolist()
 
