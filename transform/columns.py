@@ -5,7 +5,7 @@ Ids: 0 is padding or missing, values begin at 1. Dense values: 0 is padding, mis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Column:
 
 def columns(spec: RankingSpec) -> tuple[Column, ...]:
     """All columns of a spec in the order of the file; sequences follow the candidates."""
-    found = [_column(group, feature) for group, feature in spec.feature_groups()]
+    found = [column for group, feature in spec.feature_groups() for column in _columns(group, feature)]
     by_name = {column.name: column for column in found if column.group == "candidate"}
     for sequence in spec.sequences:
         for name in sequence.features:
@@ -48,13 +48,16 @@ def columns(spec: RankingSpec) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def _column(group: str, feature: Feature) -> Column:
+def _columns(group: str, feature: Feature) -> Iterator[Column]:
     if feature.type == "numeric":
-        if feature.transform == "quantiles":
-            return Column(group, feature.name, "id", bucket_table(feature), feature.dim)
-        return Column(group, feature.name, "dense", None, 1)
-    kind = "ids" if feature.type == "categorical_set" else "id"
-    return Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)
+        for name, transform in feature.transformed.items():
+            if transform == "quantiles":
+                yield Column(group, name, "id", bucket_table(feature), feature.dim)
+            else:
+                yield Column(group, name, "dense", None, 1)
+    else:
+        kind = "ids" if feature.type == "categorical_set" else "id"
+        yield Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)
 
 
 def bucket_table(feature: Feature) -> str:
@@ -94,7 +97,7 @@ def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict
     """
     rows = {name: 1 + vocabulary_size(name) + oov_buckets(shared) for name, shared in vocabularies(spec).items()}
     for _, feature in spec.feature_groups():
-        if feature.type == "numeric" and feature.transform == "quantiles":
+        if feature.type == "numeric" and "quantiles" in feature.transforms:
             rows[bucket_table(feature)] = 1 + feature.buckets
     for sequence in spec.sequences:
         rows.update({feedback_table(task): FEEDBACK_TABLE_ROWS for task in sequence.feedback})

@@ -183,6 +183,16 @@ class Feature(Section):
         """The column that holds the feature."""
         return self.column or self.name
 
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What a number becomes."""
+        return (self.transform,)
+
+    @property
+    def transformed(self) -> dict[str, str]:
+        """The transforms of a number by the name of the column that each gives: the feature's, then `<name>_bucket`."""
+        return dict(zip((self.name, f"{self.name}_bucket"), self.transforms, strict=False))
+
 
 class Features(Section):
     """The inputs, by what they describe."""
