@@ -101,12 +101,12 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str, tab
             bar = Progress(transient=True, disable=not sys.stdout.isatty())
             with open(unfinished, "w", newline="", encoding="utf-8") as file, bar as progress:
                 shown = progress.add_task("requests", total=count_requests(files))
-                table = csv.writer(file)
-                table.writerow([examples.REQUEST_ID, spec.item_feature or "candidate", *spec.task_names, SCORE, "rank"])
+                lines = csv.writer(file)
+                lines.writerow([examples.REQUEST_ID, spec.item_feature or "candidate", *spec.task_names, SCORE, "rank"])
                 candidates = _candidates(spec, files, signature, lambda n: progress.update(shown, advance=n))
                 for _, parts in groupby(candidates, key=lambda candidate: candidate.request):
                     for row in _ranked(list(parts)):
-                        table.writerow(row)
+                        lines.writerow(row)
                         rows += 1
             os.replace(unfinished, output)
         except OSError as error:

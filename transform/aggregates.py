@@ -19,6 +19,7 @@ prepare_environment()
 import apache_beam as beam
 import pyarrow.parquet
 import tensorflow as tf
+from apache_beam.io.filesystems import FileSystems
 
 from transform.counts import OVERALL, Counting, Timeline
 from transform.errors import DataError, UserError, find_user_error
@@ -104,8 +105,11 @@ def export_tables(
     finally:
         if tf.io.gfile.exists(unfinished):
             tf.io.gfile.rmtree(unfinished)
-    paths = [table_file(output, key.parts) for key in counting.keys]
-    return {path: pyarrow.parquet.read_metadata(path).num_rows for path in paths}
+    rows = {}
+    for path in (table_file(output, key.parts) for key in counting.keys):
+        with FileSystems.open(path) as file:
+            rows[path] = pyarrow.parquet.read_metadata(file).num_rows
+    return rows
 
 
 def _write(counting: Counting, events: CountingEvents, day: int, folder: str, beam_args: Sequence[str]) -> None:

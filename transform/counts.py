@@ -221,7 +221,8 @@ class EventCounter:
         for key in keys:
             of_key = sums.setdefault((key, day), [0] * self.counting.width)
             for place, count in enumerate(counts):
-                of_key[place] += count
+                if count:
+                    of_key[place] += count
 
     def _of_log(self, labels: Mapping[str, float]) -> list[int]:
         counts = []

@@ -124,24 +124,25 @@ def _numeric_function(feature: Feature, tensor: tf.SparseTensor) -> Apply:
 def _counting_functions(spec: RankingSpec, inputs: Inputs) -> dict[str, dict[str, Apply]]:
     """The functions of counting features, by feature and by the column that each gives.
 
-    There are many, and an analysis of its own for each would take minutes: those of a group, which have equally many
-    values, are the columns of one matrix. TensorFlow Transform leaves out what is NaN, value by value.
+    There are many, and analyses of its own for each would take minutes: those of one group, task and number of buckets
+    are the columns of one matrix. They have equally many values, and their rates are missing in the same rows.
     """
     functions: dict[str, dict[str, Apply]] = {}
-    shared: dict[tuple[str, int], list[AggregateFeature]] = {}
+    shared: dict[tuple[str, str, int], list[AggregateFeature]] = {}
     for group, feature in spec.feature_groups():
         if isinstance(feature, AggregateFeature):
-            shared.setdefault((group, feature.buckets), []).append(feature)
-    for (_, buckets), features in shared.items():
-        columns = [inputs[feature.name].values for feature in features]
+            shared.setdefault((group, feature.task, feature.buckets), []).append(feature)
+    for (_, _, buckets), features in shared.items():
+        matrix = tf.stack([inputs[feature.name].values for feature in features], axis=1)
+        present = tf.boolean_mask(matrix, ~tf.reduce_any(tf.math.is_nan(matrix), axis=1))
         scales = [_SCALES[feature.transforms[0]] for feature in features]
-        wide = tf.stack([scale(column) for scale, column in zip(scales, columns, strict=True)], axis=1)
+        wide = tf.stack([scale(present[:, place]) for place, scale in enumerate(scales)], axis=1)
         means = tf.unstack(tft.mean(wide, reduce_instance_dims=False))
         deviations = tf.unstack(tf.sqrt(tft.var(wide, reduce_instance_dims=False)))
-        boundaries = tft.quantiles(tf.stack(columns, axis=1), buckets, QUANTILE_ERROR, reduce_instance_dims=False)
-        for place, bounds in enumerate(tf.unstack(boundaries)):
-            both = _z_score(scales[place], means[place], deviations[place]), _buckets(bounds)
-            functions[features[place].name] = dict(zip(features[place].transformed, both, strict=True))
+        boundaries = tf.unstack(tft.quantiles(present, buckets, QUANTILE_ERROR, reduce_instance_dims=False))
+        for place, feature in enumerate(features):
+            both = _z_score(scales[place], means[place], deviations[place]), _buckets(boundaries[place])
+            functions[feature.name] = dict(zip(feature.transformed, both, strict=True))
     return functions
 
 
