@@ -48,19 +48,25 @@ class RequestExamples(beam.PTransform):
         super().__init__()
         self._spec = spec
         self._sources = resolve_sources(spec, data_dir, for_scoring)
-        self._table = table
+        self._counted_before = table is not None
+        if table and not spec.aggregates:
+            raise DataError(
+                "--aggregates: a model with counting features is expected. Received: one without. Leave the option out."
+            )
         if spec.aggregates and not table and not self._sources.labelled:
             raise DataError(
                 "aggregates: a log with labels to count, or an exported table, is expected. Received: a log without "
                 "labels. Export a table with `python -m transform.aggregates` and give its folder with --aggregates."
             )
+        self._add_aggregates = AddAggregates(spec, table) if spec.aggregates else None
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""
-        built = _build(pipeline, self._spec, self._sources, counting=bool(self._spec.aggregates) and not self._table)
+        counting = self._add_aggregates is not None and not self._counted_before
+        built = _build(pipeline, self._spec, self._sources, counting)
         requests, counts = built["requests"], [built["read_counts"], built[COUNTS]]
-        if self._spec.aggregates:
-            added = {"requests": requests, EVENTS: built[EVENTS]} | AddAggregates(self._spec, self._table)
+        if self._add_aggregates:
+            added = {"requests": requests, EVENTS: built[EVENTS]} | self._add_aggregates
             requests = added["main"]
             counts.append(added[COUNTS])
         splits = (SCORING_SPLIT,) if self._sources.for_scoring else SPLITS

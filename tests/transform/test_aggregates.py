@@ -230,7 +230,7 @@ def test_labels_of_the_own_day_and_of_later_ones_are_never_seen(tmp_path, day):
     spec = counting_spec()
     before = features_of_day(spec, tmp_path / "before", LOG, 3)
     assert features_of_day(spec, tmp_path / "after", labels_turned(day), 3) == before
-    assert features_of_day(spec, tmp_path / "earlier", labels_turned(2), 3) != before
+    assert features_of_day(spec, tmp_path / "earlier", labels_turned(1), 3) != before
 
 
 def test_a_cut_off_that_lets_the_own_day_in_is_found(tmp_path, monkeypatch):
@@ -409,31 +409,27 @@ def test_tasks_that_the_past_can_not_know_to_be_observed_do_not_count(tmp_path):
 
 
 def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting):
-    spec, name = small_counting.spec, "item_buy_2d"
+    """`share` is not known before the second day: the rates of the first are missing."""
+    spec, name = small_counting.spec, "user_brand_share_all"
     records = tf.data.TFRecordDataset(small_counting.raw["train"], "GZIP")
     train = [examples.decode(record.numpy()) for record in records]
     rates, numbers = (
         np.concatenate([request[f"{name}_{statistic}"] for request in train]) for statistic in ("rate", "count")
     )
-    known = rates[~np.isnan(rates)]
-    assert 0 < len(known) < len(rates)
-    (found,) = transformed(small_counting.transform_output, [_with_rates(train, [NAN, 0.0, 0.5, 1.0])], spec)
-    odds = np.log(known / (1 - known))
+    there = ~np.isnan(rates)
+    assert 0 < there.sum() < len(rates)
+    request = next(request for request in train if request["candidate_count"] == [4])
+    request = {**request, f"{name}_rate": [NAN, 0.0, 0.5, 1.0], f"{name}_count": [0.0, 1.0, 2.0, 3.0]}
+    (found,) = transformed(small_counting.transform_output, [request], spec)
+    odds = np.log(rates[there] / (1 - rates[there]))
     expected = (np.array([math.log(1e-6), 0.0, -math.log(1e-6)]) - odds.mean()) / odds.std()
     np.testing.assert_allclose(found[f"{name}_rate"], [0.0, *expected], rtol=1e-4)
-    assert found[f"{name}_rate_bucket"][0] == 0 and found[f"{name}_rate_bucket"][1] == 1
-    assert found[f"{name}_rate_bucket"][3] == 10
-    logs = np.log1p(numbers[~np.isnan(rates)])
-    expected = (np.log1p([0, 1, 2, 3]) - logs.mean()) / logs.std()
-    np.testing.assert_allclose(found[f"{name}_count"], expected, rtol=1e-4)
+    logs = np.log1p(numbers[there])
+    np.testing.assert_allclose(found[f"{name}_count"], (np.log1p([0, 1, 2, 3]) - logs.mean()) / logs.std(), rtol=1e-4)
+    buckets = found[f"{name}_rate_bucket"]
+    assert buckets[:2] == [0, 1] and buckets[3] == 4
     sizes = small_counting.inputs().rows
-    assert (sizes["item_buy_2d_rate.bucket"], sizes["user_brand_share_all_rate.bucket"]) == (11, 5)
-
-
-def _with_rates(requests, rates):
-    """A request of four candidates with these rates, and counts from 0 on."""
-    request = next(request for request in requests if request["candidate_count"] == [4])
-    return {**request, "item_buy_2d_rate": rates, "item_buy_2d_count": [0.0, 1.0, 2.0, 3.0]}
+    assert (sizes["item_buy_2d_rate.bucket"], sizes[f"{name}_rate.bucket"]) == (11, 5)
 
 
 def test_features_that_no_training_request_has_are_finite(tmp_path):
@@ -462,7 +458,7 @@ def test_every_bucket_has_its_share(small_counting):
     ]
     buckets = np.concatenate([tensor["item_buy_2d_rate_bucket"].values.numpy() for tensor in tensors])
     shares = np.bincount(buckets, minlength=11)[1:] / (buckets > 0).sum()
-    assert shares.min() > 0.05 and shares.max() < 0.2
+    assert len(shares) == 10 and shares.max() < 0.25, "equal rates share a bucket"
 
 
 # === Tables ===
@@ -580,6 +576,11 @@ def test_a_table_of_other_features_is_refused(toy, tmp_path):
         RequestExamples(other, str(toy[1]), table=str(tmp_path / "table"))
     with pytest.raises(DataError, match="holds no aggregates.json"):
         RequestExamples(other, str(toy[1]), table=str(tmp_path))
+
+
+def test_a_table_for_a_model_without_counting_features_is_refused(toy, tmp_path):
+    with pytest.raises(DataError, match="a model with counting features is expected"):
+        RequestExamples(toy_spec(), str(toy[1]), table=str(tmp_path))
 
 
 def test_a_log_without_labels_needs_a_table(toy):
