@@ -33,11 +33,13 @@ from trainer import metrics
 from trainer.flops import request_flops
 from trainer.training import predict, train
 from transform.batches import count_labels
+from transform.columns import ModelInputs
 from transform.errors import SpecError, UserError
 from transform.spec import RankingSpec
 from transform.spec_sections import Model
 
 METRICS = ("auc", "gauc")
+VARIANT_KEYS = {"model", "training", "alone", "lightgbm", "aggregates"}
 WIDTH_WITHOUT_TERMINAL = 180
 
 
@@ -89,19 +91,31 @@ class Variant:
 
 
 def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, Variant]:
-    """Reads variants: by name `alone`, `lightgbm`, or `model` and `training` to merge into the spec's."""
+    """Reads variants: by name `alone`, `lightgbm`, `model` and `training` to merge into the spec's, or `aggregates`.
+
+    The counting features of a variant are a part of the spec's, so that all variants read the same prepared data; with
+    an empty list it has none.
+    """
     with open(path, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     variants = {}
     for name, changes in content.items():
-        if not isinstance(changes, dict) or set(changes) - {"model", "training", "alone", "lightgbm"}:
-            raise SpecError(f"{path}: {name}: model, training, alone or lightgbm is expected. Received: {changes}.")
+        if not isinstance(changes, dict) or set(changes) - VARIANT_KEYS:
+            keys = ", ".join(sorted(VARIANT_KEYS))
+            raise SpecError(f"{path}: {name}: some of {keys} are expected. Received: {changes}.")
         plain = json.loads(spec.to_json())
         model = changes.get("model", {})
         same_model = model.get("name", spec.model.name) == spec.model.name
         plain["model"] = {**(plain["model"] if same_model else {}), **model}
         plain["training"] = {**plain.get("training", {}), **changes.get("training", {})}
+        plain["aggregates"] = changes.get("aggregates", plain.get("aggregates", []))
         parsed = RankingSpec.parse(json.dumps(plain), f"{path}: {name}")
+        unknown = [f.name for f in parsed.counting_features() if f not in spec.counting_features()]
+        if unknown:
+            raise SpecError(
+                f"{path}: {name}: counting features of the spec are expected, with its settings. "
+                f"Received: {', '.join(unknown)}. Add them to the spec."
+            )
         variants[name] = Variant(parsed, changes.get("alone", False), changes.get("lightgbm", False))
     return variants
 
@@ -162,7 +176,7 @@ def for_task(spec: RankingSpec, task: str) -> RankingSpec:
 
 def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder: Path) -> dict[str, Any]:
     files = {split: prepared.files("transformed", split) for split in ("train", "eval", "test")}
-    inputs = replace(prepared.inputs, tasks=tasks)
+    inputs = replace(ModelInputs.from_spec(spec, prepared.transform_output.vocabulary_size_by_name), tasks=tasks)
     started = time.perf_counter()
     trained = train(spec, inputs, files["train"], files["eval"], str(folder))
     seconds = time.perf_counter() - started

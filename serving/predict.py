@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import logging
 import os
 import sys
@@ -26,7 +27,8 @@ from serving.signatures import SCORE, SERVING_DEFAULT
 from transform import examples
 from transform.batches import count_requests
 from transform.errors import DataError, UserError, find_user_error
-from transform.impressions import RequestExamples
+from transform.impressions import COUNTS, RequestExamples, WriteCounts
+from transform.point_in_time import OTHER_DAYS
 from transform.requests import SCORING_SPLIT
 from transform.spec import RankingSpec
 
@@ -50,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a version folder, or the folder that holds the versions")
     parser.add_argument("--data", required=True, help="the folder that the paths in the model's spec are relative to")
     parser.add_argument("--spec", help="another spec file for the paths (default: the model's own)")
+    parser.add_argument(
+        "--aggregates",
+        help="a folder of `python -m transform.aggregates` to take counting features from, as a server does (default: "
+        "they are counted from the log as in training, which then has to hold the days before)",
+    )
     parser.add_argument("--output", required=True, help="the .csv file to write")
     arguments = parser.parse_args(argv)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = load_spec(model_dir)
         if arguments.spec:
             spec = spec.model_copy(update={"data": RankingSpec.load(arguments.spec).data})
-        rows = score_log(spec, model_dir, arguments.data, arguments.output)
+        rows = score_log(spec, model_dir, arguments.data, arguments.output, arguments.aggregates)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> int:
+def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str, table: str | None = None) -> int:
     """Scores every impression of a log.
 
     Args:
@@ -75,6 +82,8 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
         data_dir: str. The folder that the spec's paths are relative to.
         output: str. The csv file to write: `request_id`, the item's key or the candidate's position, a probability a
             task, the fused `score`, and `rank` within the request. It appears whole or not at all.
+        table: str, optional. The folder of an exported table of counting features. Defaults to counting them from the
+            log and the past, as of the day before each request.
 
     Returns:
         The number of rows.
@@ -83,7 +92,7 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
         DataError: when the log does not fit the spec, or the file can't be written.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _write_requests(spec, data_dir, os.path.join(folder, "requests"))
+        _write_requests(spec, data_dir, os.path.join(folder, "requests"), table)
         files = tf.io.gfile.glob(os.path.join(folder, "requests*"))
         signature = tf.saved_model.load(model_dir).signatures[SERVING_DEFAULT]
         unfinished = f"{output}.unfinished"
@@ -92,12 +101,12 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
             bar = Progress(transient=True, disable=not sys.stdout.isatty())
             with open(unfinished, "w", newline="", encoding="utf-8") as file, bar as progress:
                 shown = progress.add_task("requests", total=count_requests(files))
-                table = csv.writer(file)
-                table.writerow([examples.REQUEST_ID, spec.item_feature or "candidate", *spec.task_names, SCORE, "rank"])
+                lines = csv.writer(file)
+                lines.writerow([examples.REQUEST_ID, spec.item_feature or "candidate", *spec.task_names, SCORE, "rank"])
                 candidates = _candidates(spec, files, signature, lambda n: progress.update(shown, advance=n))
                 for _, parts in groupby(candidates, key=lambda candidate: candidate.request):
                     for row in _ranked(list(parts)):
-                        table.writerow(row)
+                        lines.writerow(row)
                         rows += 1
             os.replace(unfinished, output)
         except OSError as error:
@@ -108,16 +117,22 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str) -> 
     return rows
 
 
-def _write_requests(spec: RankingSpec, data_dir: str, prefix: str) -> None:
+def _write_requests(spec: RankingSpec, data_dir: str, prefix: str, table: str | None) -> None:
+    counts_path = os.path.join(os.path.dirname(prefix), "counts.json")
     try:
         with beam.Pipeline() as pipeline:
-            requests = pipeline | RequestExamples(spec, data_dir, for_scoring=True)
+            requests = pipeline | RequestExamples(spec, data_dir, for_scoring=True, table=table)
             _ = requests[SCORING_SPLIT] | beam.io.WriteToTFRecord(prefix, file_name_suffix=".gz")
+            _ = requests[COUNTS] | WriteCounts(counts_path)
     except Exception as error:
         message = find_user_error(error)
         if message is None:
             raise
         raise DataError(message) from error
+    with open(counts_path, encoding="utf-8") as file:
+        stale = json.load(file).get(OTHER_DAYS, 0)
+    if stale:
+        print(f"note: {stale:,} requests are not of the day that the table in {table} is for", file=sys.stderr)
 
 
 class _Candidate(NamedTuple):

@@ -34,12 +34,21 @@ class Small:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return _prepared(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small_counting(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small problem with counting features of every group."""
+    return _prepared(tmp_path_factory.mktemp("counting"), aggregates=small_problem.AGGREGATES)
+
+
+def _prepared(folder: Path, **changes: Any) -> Small:
     from benchmarks.prepare import prepare
     from transform.impressions import SPLITS
 
-    folder = tmp_path_factory.mktemp("small")
     data_dir = str(small_problem.write_data(folder / "data"))
-    spec = RankingSpec.load(small_problem.write_spec(folder / "small.yaml"))
+    spec = RankingSpec.load(small_problem.write_spec(folder / "small.yaml", **changes))
     prepared = prepare(spec, data_dir, folder)
     raw, transformed = ({split: prepared.files(kind, split) for split in SPLITS} for kind in ("raw", "transformed"))
     return Small(spec, data_dir, raw, transformed, prepared.transform_output)

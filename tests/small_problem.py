@@ -87,6 +87,11 @@ SPEC: dict[str, Any] = {
     },
 }
 
+AGGREGATES: list[dict[str, Any]] = [
+    {"keys": [["item"], ["uid"], ["device"]], "tasks": ["buy"], "windows": ["2d"]},
+    {"keys": [["user", "brand"]], "tasks": ["share"], "windows": ["all"], "buckets": 4, "dim": 3},
+]
+
 
 def write_spec(path: Path, **changes: Any) -> Path:
     """Writes the spec with some of its sections replaced."""

@@ -53,9 +53,12 @@ def _columns(group: str, feature: Feature) -> list[Column]:
     if feature.type == "time":
         return [Column(group, name, "dense", None, 1) for name in feature.column_names]
     if feature.type == "numeric":
-        if feature.transform == "quantiles":
-            return [Column(group, feature.name, "id", bucket_table(feature), feature.dim)]
-        return [Column(group, feature.name, "dense", None, 1)]
+        return [
+            Column(group, name, "id", bucket_table(feature), feature.dim)
+            if transform == "quantiles"
+            else Column(group, name, "dense", None, 1)
+            for name, transform in zip(feature.column_names, feature.transforms, strict=True)
+        ]
     kind = "ids" if feature.type == "categorical_set" else "id"
     return [Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)]
 
@@ -115,7 +118,7 @@ def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict
         for name, shared in vocabularies(spec).items()
     }
     for _, feature in spec.feature_groups():
-        if feature.type == "numeric" and feature.transform == "quantiles":
+        if feature.type == "numeric" and "quantiles" in feature.transforms:
             rows[bucket_table(feature)] = 1 + feature.buckets
     for sequence in spec.sequences:
         rows.update({feedback_table(task): FEEDBACK_TABLE_ROWS for task in sequence.feedback})

@@ -6,21 +6,22 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
 
 from transform import examples
+from transform.counts import EventCounter
 from transform.errors import DataError
+from transform.point_in_time import COUNTS, EVENTS, AddAggregates
 from transform.requests import SCORING_SPLIT, RequestBuilder
 from transform.sources import Sources, resolve_sources
 from transform.spec import RankingSpec
 from transform.spec_sections import SPLITS
 from transform.tables import Row, read_rows
 from transform.values import parse_time
-
-COUNTS = "counts"
 
 
 class RequestExamples(beam.PTransform):
@@ -34,6 +35,8 @@ class RequestExamples(beam.PTransform):
         data_dir: str. The folder that the spec's paths are relative to.
         for_scoring: bool. Whether the log is only to be scored: labels are optional, and all requests are in the one
             split `all`. Defaults to `False`.
+        table: str, optional. The folder of an exported table of counting features. Defaults to counting them from the
+            log and the past, as of the day before each request.
 
     Returns (of the transform):
         dict. A PCollection of bytes by split, and under `"counts"` one dict of what was read, dropped and written.
@@ -43,45 +46,88 @@ class RequestExamples(beam.PTransform):
         SpecError: at construction when the split bounds lack their as-of date.
     """
 
-    def __init__(self, spec: RankingSpec, data_dir: str, for_scoring: bool = False):
+    def __init__(self, spec: RankingSpec, data_dir: str, for_scoring: bool = False, table: str | None = None):
         super().__init__()
         self._spec = spec
         self._sources = resolve_sources(spec, data_dir, for_scoring)
         if not for_scoring:
             spec.split.ranges()
+        self._counted_before = table is not None
+        if table and not spec.aggregates:
+            raise DataError(
+                "--aggregates: a model with counting features is expected. Received: one without. Leave the option out."
+            )
+        if spec.aggregates and not table and not self._sources.labelled:
+            raise DataError(
+                "aggregates: a log with labels to count, or an exported table, is expected. Received: a log without "
+                "labels. Export a table with `python -m transform.aggregates` and give its folder with --aggregates."
+            )
+        self._add_aggregates = AddAggregates(spec, table) if spec.aggregates else None
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""
-        spec, sources = self._spec, self._sources
-        splits = (SCORING_SPLIT,) if sources.for_scoring else SPLITS
-        read = (
-            pipeline
-            | "LogFiles" >> beam.Create(sources.files["log"])
-            | "ReadLog" >> beam.ParDo(_ReadLog(spec, sources)).with_outputs(COUNTS, main="rows")
-        )
-        log, read_counts = read["rows"], read[COUNTS]
-        grouped = {"log": log}
-        if spec.user_key:
-            for name in ("user", "past"):
-                grouped[name] = _read_table(pipeline, name, sources)
-            if spec.request.id:
-                _check_one_user_a_request(log, spec, sources)
-        items = (
-            _read_table(pipeline, "item", sources) | "OneRowAnItem" >> beam.GroupByKey() | beam.MapTuple(_single_row)
-        )
-        built = (
-            grouped
-            | "GroupByUser" >> beam.CoGroupByKey()
-            | "BuildRequests"
-            >> beam.ParDo(_BuildRequests(spec, sources), items=beam.pvalue.AsDict(items)).with_outputs(*splits, COUNTS)
-        )
-        counts = (
-            (read_counts, built[COUNTS])
+        counting = self._add_aggregates is not None and not self._counted_before
+        built = _build(pipeline, self._spec, self._sources, counting)
+        requests, counts = built["requests"], [built["read_counts"], built[COUNTS]]
+        if self._add_aggregates:
+            added = {"requests": requests, EVENTS: built[EVENTS]} | self._add_aggregates
+            requests = added["main"]
+            counts.append(added[COUNTS])
+        splits = (SCORING_SPLIT,) if self._sources.for_scoring else SPLITS
+        encoded = requests | "Encode" >> beam.ParDo(_Encode()).with_outputs(*splits)
+        total = (
+            counts
             | beam.Flatten()
             | "SumCounts" >> beam.CombinePerKey(_total)  # type: ignore[arg-type]
             | "AllCounts" >> beam.combiners.ToDict()
         )
-        return {**{split: built[split] for split in splits}, COUNTS: counts}
+        return {**{split: encoded[split] for split in splits}, COUNTS: total}
+
+
+class CountingEvents(beam.PTransform):
+    """Impression log, tables and past -> ((key, day), counts), of which `aggregates` are made.
+
+    Args:
+        spec: RankingSpec. With `aggregates`.
+        data_dir: str. The folder that the spec's paths are relative to.
+
+    Raises:
+        DataError: as `RequestExamples`.
+    """
+
+    def __init__(self, spec: RankingSpec, data_dir: str):
+        super().__init__()
+        self._spec = spec
+        self._sources = resolve_sources(spec, data_dir)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        """Builds the graph."""
+        return _build(pipeline, self._spec, self._sources, counting=True, requests=False)[EVENTS]
+
+
+def _build(
+    pipeline: beam.Pipeline, spec: RankingSpec, sources: Sources, counting: bool, requests: bool = True
+) -> dict[str, beam.PCollection]:
+    """Groups rows by user: requests as (id, (split, parts)), events to count, and counts of what was seen."""
+    read = (
+        pipeline
+        | "LogFiles" >> beam.Create(sources.files["log"])
+        | "ReadLog" >> beam.ParDo(_ReadLog(spec, sources)).with_outputs(COUNTS, main="rows")
+    )
+    grouped = {"log": read["rows"]}
+    if spec.user_key:
+        for name in ("user", "past"):
+            grouped[name] = _read_table(pipeline, name, sources)
+        if spec.request.id:
+            _check_one_user_a_request(read["rows"], spec, sources)
+    items = _read_table(pipeline, "item", sources) | "OneRowAnItem" >> beam.GroupByKey() | beam.MapTuple(_single_row)
+    build = beam.ParDo(_BuildRequests(spec, sources, counting, requests), items=beam.pvalue.AsDict(items))
+    built = (
+        grouped
+        | "GroupByUser" >> beam.CoGroupByKey()
+        | "BuildRequests" >> build.with_outputs(EVENTS, COUNTS, main="requests")
+    )
+    return {"requests": built["requests"], EVENTS: built[EVENTS], COUNTS: built[COUNTS], "read_counts": read[COUNTS]}
 
 
 class WriteCounts(beam.PTransform):
@@ -184,34 +230,47 @@ def _check_one_user_a_request(log: beam.PCollection, spec: RankingSpec, sources:
 
 
 class _BuildRequests(beam.DoFn):
-    """One user's rows -> serialized requests, tagged by split."""
+    """One user's rows -> requests as (id, (split, parts)); a request above `max_candidates` has several parts."""
 
-    def __init__(self, spec: RankingSpec, sources: Sources):
+    def __init__(self, spec: RankingSpec, sources: Sources, counting: bool, requests: bool):
         self._spec_json = spec.to_json()
         self._sources = sources
+        self._counting = counting
+        self._requests = requests
 
     def setup(self) -> None:
-        self._builder = RequestBuilder(RankingSpec.parse(self._spec_json), self._sources)
+        spec = RankingSpec.parse(self._spec_json)
+        self._builder = RequestBuilder(spec, self._sources)
+        self._counter = EventCounter(spec, self._builder) if self._counting else None
 
     def process(self, element: Any, items: dict[str, tuple[str, ...]]) -> Iterator[Any]:
         key, grouped = element
         rows = self._rows(key, grouped["log"])
-        if not rows:
+        if not rows and self._counter is None:
             return
-        counts: Counter[str] = Counter(users=1) if "user" in grouped else Counter()
+        counts: Counter[str] = Counter()
         tables: dict[str, dict[str, str] | None] = {"user": None, "past": None}
         for name in tables:
             if found := list(grouped.get(name, ())):
                 tables[name] = dict(zip(self._sources.columns[name], _single_row(key, found)[1], strict=True))
-        if self._sources.files["user"] and tables["user"] is None:
-            counts["users_without_table_row"] += 1
         columns = self._sources.columns["item"]
 
         def find_item(item: str) -> dict[str, str] | None:
             return dict(zip(columns, items[item], strict=True)) if item in items else None
 
-        for split, values in self._builder.build(rows, tables["user"], tables["past"], find_item, counts):
-            yield beam.pvalue.TaggedOutput(split, examples.encode(values).SerializeToString(deterministic=True))
+        impressions = self._builder.read(rows, find_item, counts)
+        if self._counter is not None:
+            for place, added in self._counter.count(impressions, tables["user"], tables["past"], find_item).items():
+                yield beam.pvalue.TaggedOutput(EVENTS, (place, tuple(added)))
+        if not rows or not self._requests:
+            return
+        if "user" in grouped:
+            counts["users"] += 1
+        if self._sources.files["user"] and tables["user"] is None:
+            counts["users_without_table_row"] += 1
+        built = self._builder.build(impressions, tables["user"], tables["past"], find_item, counts)
+        for (request, split), parts in groupby(built, key=lambda part: (part[1][examples.REQUEST_ID][0], part[0])):
+            yield request, (split, [values for _, values in parts])
         for name, count in counts.items():
             yield beam.pvalue.TaggedOutput(COUNTS, (name, count))
 
@@ -224,3 +283,12 @@ class _BuildRequests(beam.DoFn):
                 f"{rows[0].origin} is one. Remove the user, who may be a robot, or raise the limit."
             )
         return rows
+
+
+class _Encode(beam.DoFn):
+    """Requests -> serialized examples, tagged by split; the parts of one stand behind one another."""
+
+    def process(self, element: Any) -> Iterator[Any]:
+        _, (split, parts) = element
+        for values in parts:
+            yield beam.pvalue.TaggedOutput(split, examples.encode(values).SerializeToString(deterministic=True))

@@ -17,11 +17,13 @@ import tensorflow_transform as tft
 from transform import examples
 from transform.columns import hash_buckets, oov_buckets, vocabularies
 from transform.spec import RankingSpec, vocabulary_name
+from transform.spec_aggregates import AggregateFeature
 from transform.spec_sections import Feature
 
 QUANTILE_ERROR = 0.001
 PERIODS_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 604_800_000}
 FIRST_MONDAY_MS = 4 * PERIODS_MS["day"]  # 1 January 1970 was a Thursday
+SMALLEST_RATE = 1e-6  # log-odds of a rate without a positive are finite
 Inputs = Mapping[str, tf.SparseTensor]
 Apply = Callable[[tf.SparseTensor], tf.SparseTensor]
 
@@ -39,9 +41,10 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
 
     def preprocessing_fn(inputs: Inputs) -> dict[str, tf.SparseTensor]:
         apply = _vocabulary_functions(spec, inputs)
+        counting = _counting_functions(spec, inputs)
         outputs: dict[str, tf.SparseTensor] = {}
         for group, feature in spec.feature_groups():
-            functions = _functions(feature, inputs, apply)
+            functions = counting.get(feature.name) or _functions(feature, inputs, apply)
             outputs.update({name: function(inputs[feature.name]) for name, function in functions.items()})
             for sequence in spec.sequences if group == "candidate" else ():
                 if feature.name in sequence.features:
@@ -151,28 +154,77 @@ def _numeric_function(feature: Feature, tensor: tf.SparseTensor) -> Apply:
         return lambda x: _map_values(_zero_for_missing, x)
     present = tf.boolean_mask(tensor.values, ~tf.math.is_nan(tensor.values))
     if feature.transform == "quantiles":
-        boundaries = tft.quantiles(present, feature.buckets, QUANTILE_ERROR)
+        return _buckets(tft.quantiles(present, feature.buckets, QUANTILE_ERROR)[0])
+    scale = _SCALES[feature.transform]
+    wide = scale(present)
+    return _z_score(scale, tft.mean(wide), tf.sqrt(tft.var(wide)))
 
-        def bucket(values: tf.Tensor) -> tf.Tensor:
-            known = 1 + tft.apply_buckets(_zero_for_missing(values), boundaries)
-            return tf.where(tf.math.is_nan(values), tf.zeros_like(known), known)
 
-        return lambda x: _map_values(bucket, x)
-    scale = _signed_log if feature.transform == "log_z" else tf.identity
-    # All in double precision: Beam adds and cuts batches in no fixed order, and TensorFlow's float32 logarithm depends
-    # on a value's place in its batch. Rounded at the end, equal data give equal features in every run.
-    wide = scale(tf.cast(present, tf.float64))
-    mean, variance = tft.mean(wide), tft.var(wide)
+def _counting_functions(spec: RankingSpec, inputs: Inputs) -> dict[str, dict[str, Apply]]:
+    """The functions of counting features, by feature and by the column that each gives.
+
+    There are many, and analyses of its own for each would take minutes: those of one group, task and number of buckets
+    are the columns of one matrix. They have equally many values, and their rates are missing in the same rows.
+    """
+    functions: dict[str, dict[str, Apply]] = {}
+    shared: dict[tuple[str, str, int], list[AggregateFeature]] = {}
+    for group, feature in spec.feature_groups():
+        if isinstance(feature, AggregateFeature):
+            shared.setdefault((group, feature.task, feature.buckets), []).append(feature)
+    for (_, _, buckets), features in shared.items():
+        matrix = tf.stack([inputs[feature.name].values for feature in features], axis=1)
+        present = tf.boolean_mask(matrix, ~tf.reduce_any(tf.math.is_nan(matrix), axis=1))
+        scales = [_SCALES[feature.transforms[0]] for feature in features]
+        wide = tf.stack([scale(present[:, place]) for place, scale in enumerate(scales)], axis=1)
+        means = tf.unstack(tft.mean(wide, reduce_instance_dims=False))
+        deviations = tf.unstack(tf.sqrt(tft.var(wide, reduce_instance_dims=False)))
+        boundaries = tf.unstack(tft.quantiles(present, buckets, QUANTILE_ERROR, reduce_instance_dims=False))
+        for place, feature in enumerate(features):
+            both = _z_score(scales[place], means[place], deviations[place]), _buckets(boundaries[place])
+            functions[feature.name] = dict(zip(feature.column_names, both, strict=True))
+    return functions
+
+
+def _buckets(boundaries: tf.Tensor) -> Apply:
+    """Values to buckets from 1 on, a boundary to the one above it; a missing value has the bucket 0."""
+
+    def bucket(values: tf.Tensor) -> tf.Tensor:
+        known = 1 + tf.reduce_sum(tf.cast(values[:, None] >= boundaries, tf.int64), axis=1)
+        return tf.where(tf.math.is_nan(values), tf.zeros_like(known), known)
+
+    return lambda x: _map_values(bucket, x)
+
+
+def _z_score(scale: Callable[[tf.Tensor], tf.Tensor], mean: tf.Tensor, deviation: tf.Tensor) -> Apply:
+    """Scaled values in standard deviations from their mean; a missing value is the mean."""
 
     def z_score(values: tf.Tensor) -> tf.Tensor:
-        z = tf.math.divide_no_nan(scale(tf.cast(values, tf.float64)) - mean, tf.sqrt(variance))
-        return _zero_for_missing(tf.cast(z, tf.float32))  # a missing value is the mean
+        z = tf.math.divide_no_nan(scale(values) - mean, deviation)
+        return _zero_for_missing(tf.cast(z, tf.float32))
 
     return lambda x: _map_values(z_score, x)
 
 
+# All in double precision: Beam adds and cuts batches in no fixed order, and TensorFlow's float32 logarithm depends on a
+# value's place in its batch. Rounded at the end, equal data give equal features in every run.
+
+
+def _plain(values: tf.Tensor) -> tf.Tensor:
+    return tf.cast(values, tf.float64)
+
+
 def _signed_log(values: tf.Tensor) -> tf.Tensor:
-    return tf.sign(values) * tf.math.log1p(tf.abs(values))
+    wide = tf.cast(values, tf.float64)
+    return tf.sign(wide) * tf.math.log1p(tf.abs(wide))
+
+
+def _log_odds(rates: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(rates, tf.float64)
+    inside = tf.clip_by_value(wide, SMALLEST_RATE, 1 - SMALLEST_RATE)
+    return tf.where(tf.math.is_nan(wide), wide, tf.math.log(inside) - tf.math.log1p(-inside))
+
+
+_SCALES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"z": _plain, "log_z": _signed_log, "logit_z": _log_odds}
 
 
 def _zero_for_missing(values: tf.Tensor) -> tf.Tensor:

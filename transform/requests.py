@@ -16,6 +16,7 @@ from transform import examples
 from transform.errors import DataError
 from transform.sources import Sources
 from transform.spec import RankingSpec
+from transform.spec_aggregates import carried_columns
 from transform.spec_sections import Feature, Sequence
 from transform.tables import Row, split_list
 from transform.values import MISSING, convert, parse_label, parse_time, parse_weight
@@ -57,26 +58,42 @@ class RequestBuilder:
         self._item_feature = spec.item_feature
         self._candidate_feature = {feature.name: feature for feature in spec.features.candidate}
         self._groups = {
-            "request": [f for group, f in spec.feature_groups() if group != "candidate"],
+            "request": [f for group, f in spec.declared_features() if group != "candidate"],
             "candidate": list(spec.features.candidate),
         }
+        self._carried = carried_columns(spec)
         numeric_split = isinstance(spec.split.train[0], int)
         self._split_value: Callable[[str], Any] = int if numeric_split else str
         outcomes = {task.label for task in spec.tasks} | set(spec.data.outcomes)
         self._known_columns = [column for column in sources.columns["log"] if column not in outcomes]
 
+    def read(self, rows: Iterable[Row], find_item: FindItem, counts: Counter[str]) -> list[Impression]:
+        """Parses rows, drops duplicates and puts them in the order of time.
+
+        Args:
+            rows: iterable of Row. All log rows of one user (or of one request, when no user is known), in any order.
+            find_item: callable. The item table's row of an item, or None.
+            counts: Counter. What was seen and dropped is added to it.
+
+        Raises:
+            DataError: when a value can't be used.
+        """
+        return sorted((self._parse(row, find_item, counts) for row in self._distinct(rows, counts)), key=self._order)
+
     def build(
         self,
-        rows: Iterable[Row],
+        impressions: list[Impression],
         user: Mapping[str, str] | None,
         past: Mapping[str, str] | None,
         find_item: FindItem,
         counts: Counter[str],
     ) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-        """Groups rows into requests and gives each its candidates, histories and labels.
+        """Groups impressions into requests and gives each its candidates, histories and labels.
+
+        Key columns that `aggregates` name and that are no features are among the lists under their own name.
 
         Args:
-            rows: iterable of Row. All log rows of one user (or of one request, when no user is known), in any order.
+            impressions: list of Impression. What `read` returned.
             user: mapping or None. The user's row of the user table.
             past: mapping or None. The user's row of the past.
             find_item: callable. The item table's row of an item, or None.
@@ -88,9 +105,6 @@ class RequestBuilder:
         Raises:
             DataError: when a value can't be used, or a feature of the request is not constant in it.
         """
-        impressions = sorted(
-            (self._parse(row, find_item, counts) for row in self._distinct(rows, counts)), key=self._order
-        )
         past_end, timelines = self._timelines(impressions, past, find_item, counts)
         requests: dict[tuple[str, ...], list[Impression]] = {}
         for impression in impressions:
@@ -147,7 +161,10 @@ class RequestBuilder:
         return Impression(time, row.digest, row.origin, log, item or {}, labels, weight)
 
     def _labels(self, log: Mapping[str, str], origin: str) -> dict[str, float]:
-        labels = {task.name: parse_label(log[task.label], origin, task.label) for task in self.spec.tasks}
+        return self.observed({task.name: parse_label(log[task.label], origin, task.label) for task in self.spec.tasks})
+
+    def observed(self, labels: dict[str, float]) -> dict[str, float]:
+        """The labels of all tasks, NaN where `observed_when` says that they are not observed."""
         parents = {task.name: task.observed_when for task in self.spec.tasks}
 
         def observed(task: str) -> bool:
@@ -186,12 +203,10 @@ class RequestBuilder:
     ) -> tuple[float, dict[str, list[Event]]]:
         """Every sequence's events in time order, and the time up to which the past speaks."""
         spec, past_spec = self.spec, self.spec.data.past
-        past_end = -math.inf
+        past_end = self.past_end(past)
         covered: Collection[str] = ()
         timelines: dict[str, list[Event]] = {sequence.name: [] for sequence in spec.sequences}
         if past and past_spec:
-            if past_spec.time:
-                past_end = parse_time(past[past_spec.time], f"past of {past[past_spec.key]}", past_spec.time)
             covered = past_spec.sequences
             for name in covered:
                 timelines[name] = list(self._past_events(name, past, find_item))
@@ -205,15 +220,43 @@ class RequestBuilder:
                     timelines[sequence.name].append(Event(impression.time, self._event_values(sequence, impression)))
         return past_end, timelines
 
+    def past_end(self, past: Mapping[str, str] | None) -> float:
+        """The time of a user's newest past event; minus infinity when it is before all else."""
+        past_spec = self.spec.data.past
+        if past is None or past_spec is None or past_spec.time is None:
+            return -math.inf
+        return parse_time(past[past_spec.time], f"past of {past[past_spec.key]}", past_spec.time)
+
     def _event_values(self, sequence: Sequence, impression: Impression) -> dict[str, Any]:
         values = {name: self._value(self._candidate_feature[name], impression) for name in sequence.features}
         return {**values, **{task: impression.labels[task] for task in sequence.feedback}}
 
     def _past_events(self, name: str, past: Mapping[str, str], find_item: FindItem) -> Iterator[Event]:
         """The past's events of a sequence; features that the past does not hold come from the item table."""
+        sequence = next(sequence for sequence in self.spec.sequences if sequence.name == name)
+        assert self.spec.data.past is not None
+        origin = f"past of {past[self.spec.data.past.key]}"
+        for given, item, feedback in self.past_rows(name, past, find_item):
+            parts: dict[str, Any] = {}
+            for part in sequence.features:
+                section, column = self.sources.feature_source[part]
+                text = given.get(part, item.get(column, "") if section == "item" else "")
+                parts[part] = convert(self._candidate_feature[part], text, origin)
+            for task in sequence.feedback:
+                parts[task] = feedback.get(task, 1.0 if task == sequence.where else MISSING)
+            yield Event(-math.inf, parts)
+
+    def past_rows(
+        self, name: str, past: Mapping[str, str], find_item: FindItem
+    ) -> Iterator[tuple[dict[str, str], Mapping[str, str], dict[str, float]]]:
+        """The past's events of a sequence, oldest first.
+
+        Yields:
+            The features that the past holds, the row of the item table, and the feedback of the tasks that the past
+            knows.
+        """
         past_spec = self.spec.data.past
         assert past_spec is not None
-        sequence = next(sequence for sequence in self.spec.sequences if sequence.name == name)
         separator = past_spec.separator
         lists = {feature: split_list(past[column], separator) for feature, column in past_spec.sequences[name].items()}
         if len({len(values) for values in lists.values()}) > 1:
@@ -227,16 +270,7 @@ class RequestBuilder:
             given = dict(zip(lists, values, strict=True))
             item_id = given.get(self._item_feature or "", "")
             item = (find_item(item_id) if item_id and self.sources.files["item"] else None) or {}
-            parts: dict[str, Any] = {}
-            for part in sequence.features:
-                feature = self._candidate_feature[part]
-                section, column = self.sources.feature_source[part]
-                text = given.get(part, item.get(column, "") if section == "item" else "")
-                parts[part] = convert(feature, text, f"past of {past[past_spec.key]}")
-            for task in sequence.feedback:
-                known = bool(item_id) and task in positives
-                parts[task] = float(item_id in positives[task]) if known else 1.0 if task == sequence.where else MISSING
-            yield Event(-math.inf, parts)
+            yield given, item, {task: float(item_id in liked) for task, liked in positives.items() if item_id}
 
     def _histories(self, time: int, past_end: float, timelines: dict[str, list[Event]]) -> dict[str, list[Any]]:
         values: dict[str, list[Any]] = {}
@@ -273,6 +307,7 @@ class RequestBuilder:
                         "or set `pick: first`."
                     )
             values[feature.name] = [convert(feature, text, members[0].origin)]
+        values.update({name: [members[0].log[name]] for name, group in self._carried.items() if group == "user"})
         return values
 
     def _candidate_values(self, candidates: list[Impression]) -> dict[str, list[Any]]:
@@ -283,6 +318,9 @@ class RequestBuilder:
                 values[examples.length_key(feature.name)] = [len(members) for members in column]
                 column = [member for members in column for member in members]
             values[feature.name] = column
+        for name, group in self._carried.items():
+            if group == "candidate":
+                values[name] = [candidate.log[name] for candidate in candidates]
         return values
 
     def _targets(self, candidates: list[Impression], split: str, counts: Counter[str]) -> dict[str, list[float]]:

@@ -62,7 +62,7 @@ def resolve_sources(spec: RankingSpec, data_dir: str, for_scoring: bool = False)
     search = {"user": ("user", "log"), "context": ("log",), "candidate": ("log", "item")}
     feature_source = {
         feature.name: _find(feature.name, feature.source_column, group, search[group], headers)
-        for group, feature in spec.feature_groups()
+        for group, feature in spec.declared_features()
     }
     label_columns = [task.label for task in spec.tasks]
     labelled = not for_scoring or all(label in headers["log"] for label in label_columns)

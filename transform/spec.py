@@ -15,6 +15,13 @@ from pydantic import ValidationError
 from transform import spec_sections as sections
 from transform.errors import SpecError
 from transform.score_formula import parse_score
+from transform.spec_aggregates import (
+    Aggregate,
+    AggregateFeature,
+    aggregate_features,
+    aggregate_problems,
+    carried_columns,
+)
 
 RESERVED_NAMES = frozenset(
     {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
@@ -57,7 +64,7 @@ class RankingSpec(sections.Section):
     score: str | None = None
     features: sections.Features
     sequences: tuple[sections.Sequence, ...] = ()
-    aggregates: tuple[()] = ()
+    aggregates: tuple[Aggregate, ...] = ()
     model: sections.Model = sections.Model()
     training: sections.Training = sections.Training()
     evaluation: sections.Evaluation = sections.Evaluation()
@@ -168,11 +175,22 @@ class RankingSpec(sections.Section):
         names = [f.name for f in self.features.candidate if f.source_column == self.item_key]
         return names[0] if names else None
 
-    def feature_groups(self) -> Iterator[tuple[str, sections.Feature]]:
-        """All features with the name of their group."""
+    def declared_features(self) -> Iterator[tuple[str, sections.Feature]]:
+        """The features of the section `features`, with the name of their group: what columns hold."""
         for group in ("user", "context", "candidate"):
             for feature in getattr(self.features, group):
                 yield group, feature
+
+    def feature_groups(self) -> Iterator[tuple[str, sections.Feature]]:
+        """All features with the name of their group; in each, counting features follow those of the file."""
+        derived = [(group, feature) for _, group, feature in aggregate_features(self)]
+        for group in ("user", "context", "candidate"):
+            yield from ((group, feature) for feature in getattr(self.features, group))
+            yield from (pair for pair in derived if pair[0] == group)
+
+    def counting_features(self) -> list[AggregateFeature]:
+        """The features that follow from the section `aggregates`, in the order of the file."""
+        return [feature for _, _, feature in aggregate_features(self)]
 
 
 def _causes(problems: list[Any]) -> list[Any]:
@@ -199,8 +217,6 @@ def _describe(origin: str, problem: Any) -> str:
     if kind == "missing":
         cure = "Give the pair [first, last]." if isinstance(location[-1], int) else f"Add the key `{location[-1]}`."
         return f"{origin}: {path}: a value is expected. Received: nothing. {cure}"
-    if location[:1] == ["aggregates"]:
-        return f"{origin}: {path}: an empty list is expected: counting features are not there yet. Leave it out."
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
         is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
@@ -251,6 +267,7 @@ def _broken_references(spec: RankingSpec) -> Iterator[str]:
     yield from _task_problems(spec)
     yield from _feature_problems(spec)
     yield from _sequence_problems(spec)
+    yield from aggregate_problems(spec)
     yield from _evaluation_problems(spec)
 
 
@@ -264,21 +281,26 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
     for group in ("user", "context", "candidate"):
         named += [(f"features.{group}[{i}]", f.name) for i, f in enumerate(getattr(spec.features, group))]
     named += [(f"sequences[{i}]", sequence.name) for i, sequence in enumerate(spec.sequences)]
+    named += [("aggregates", column) for column in carried_columns(spec)]
     derived = []
     for i, sequence in enumerate(spec.sequences):
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
-    derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.feature_groups() if "set" in f.type]
-    for _, feature in spec.feature_groups():
+    derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.declared_features() if "set" in f.type]
+    for _, feature in spec.declared_features():
         if feature.type == "time":
             in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
             names = [prefix + name for prefix in ["", *in_sequences] for name in feature.column_names]
             derived += [(f"feature `{feature.name}`", name) for name in names]
+    for i, _, counting in aggregate_features(spec):
+        derived += [(f"aggregates[{i}]", name) for name in counting.column_names]
+    told: set[tuple[str, str]] = set()
     for place, name in named + derived:
         taken = name in GROUPS and place.startswith("sequences")
         if taken or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
             yield f"{place}.name: a name that the package does not use is expected. Received: `{name}`. Rename it."
-        elif name in places:
+        elif name in places and (place, places[name]) not in told:
+            told.add((place, places[name]))  # blocks that overlap do so in many names
             yield f"{place}.name: names unique over the file are expected. Received: `{name}`, also {places[name]}."
         places.setdefault(name, place)
 
@@ -310,7 +332,7 @@ def _feature_problems(spec: RankingSpec) -> Iterator[str]:
     outcomes = {task.label: f"the label of task `{task.name}`" for task in spec.tasks}
     outcomes.update({column: "listed in data.outcomes" for column in spec.data.outcomes})
     settings: dict[tuple[str, str], tuple[str, Any]] = {}
-    for group, feature in spec.feature_groups():
+    for group, feature in spec.declared_features():
         place = f"features.{group} `{feature.name}`"
         if feature.source_column in outcomes:
             yield (

@@ -268,10 +268,15 @@ class Feature(Section):
         return self.column or self.name
 
     @property
+    def transforms(self) -> tuple[str, ...]:
+        """What a number becomes, one column for each."""
+        return (self.transform,)
+
+    @property
     def column_names(self) -> tuple[str, ...]:
         """The names of the model's columns that the feature becomes: one, but two for each period of a time."""
         if self.type != "time":
-            return (self.name,)
+            return (self.name, f"{self.name}_bucket")[: len(self.transforms)]
         return tuple(f"{self.name}_{period}_{function}" for period in self.periods for function in ("sin", "cos"))
 
 

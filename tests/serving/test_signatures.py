@@ -23,6 +23,12 @@ TOLERANCE = 1e-5
 BATCH = 7  # does not divide the number of requests, and pads
 
 
+@pytest.fixture(scope="module", params=["small", "small_counting"])
+def small(request):
+    """Every test is run without counting features and with them."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
 def exported(small, tmp_path_factory) -> tuple:
     import keras
@@ -112,9 +118,8 @@ def _batches(requests: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def _is_candidate_input(spec, key: str) -> bool:
-    context = {feature.name for feature in spec.features.context}
-    candidates = {feature.name for feature in spec.features.candidate}
-    return key in context | candidates | {examples.CANDIDATE_COUNT}
+    of_candidates = {feature.name for group, feature in spec.feature_groups() if group != "user"}
+    return key in of_candidates | {examples.CANDIDATE_COUNT}
 
 
 def _rank(small, signatures, batch, extra_padding=0):
@@ -197,8 +202,9 @@ def test_users_without_history_and_single_candidates(small, signatures):
             key = sequence_key(sequence.name, part)
             raw[key] = raw[key][:, :0]
     raw[examples.CANDIDATE_COUNT][:] = 1
-    for feature in spec.features.candidate:
-        raw[feature.name] = raw[feature.name][:, :1]
+    for group, feature in spec.feature_groups():
+        if group == "candidate":
+            raw[feature.name] = raw[feature.name][:, :1]
     answer = signatures["rank"](**_constants(spec, raw, raw))
     assert answer["score"].shape == (4, 1)
     assert np.isfinite(answer["score"]).all()

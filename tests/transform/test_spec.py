@@ -11,7 +11,9 @@ from transform.score_formula import parse_score
 from transform.spec import RankingSpec, vocabulary_name
 
 SHIPPED = Path(__file__).parents[2] / "data" / "kuairand_mini.yaml"
+AGGREGATE = {"keys": [["item"]], "tasks": ["click"], "windows": ["1d"]}
 RICH = {
+    "aggregates": [{**AGGREGATE, "timezone": "Asia/Shanghai", "smoothing": 1e-05, "dim": 2}],
     "data.past": PAST,
     "model": {"name": "onerank", "d": 64, "rates": [0.1, 1e-05], "nested": {"x": None}, "flag": True},
     "training": {"epochs": 3, "optimizer": {"learning_rate": 1e-05}, "early_stopping": {"task": "like"}},
@@ -116,6 +118,7 @@ def test_data_part_does_not_depend_on_model_training_and_evaluation(changes):
         {"request.max_candidates": 9},
         {"data.drop_duplicates": False},
         {"data.past": PAST},
+        {"aggregates": [AGGREGATE]},
     ],
 )
 def test_data_part_depends_on_data_features_labels_and_sequences(changes):
@@ -397,7 +400,88 @@ BROKEN = {
         {"evaluation": {"slices": [["tags"]]}},
         ["evaluation.slices[0]", "Received: `tags`", "a categorical or numeric feature"],
     ),
-    "aggregates": ({"aggregates": [{"keys": [["item"]]}]}, ["aggregates", "an empty list is expected", "Leave it out"]),
+    # --- Counting features
+    "aggregates without tasks": (
+        {"aggregates": [{"keys": [["item"]], "windows": ["1d"]}]},
+        ["aggregates[0].tasks: a value is expected", "Add the key `tasks`"],
+    ),
+    "aggregates with an unknown key": (
+        {"aggregates": [{**AGGREGATE, "smoothin": 2}]},
+        ["aggregates[0].smoothin", "Did you mean `smoothing`?"],
+    ),
+    "aggregates of an unknown column": (
+        {"aggregates": [AGGREGATE, {**AGGREGATE, "keys": [["genre"], ["item", "colour"]]}]},
+        ["aggregates[1].keys[1]: ", "Received: `colour`. Known: country, device, item, genre, user."],
+    ),
+    "aggregates of a sequence": (
+        {"aggregates": [{**AGGREGATE, "keys": [["seen"]]}]},
+        ["aggregates[0].keys[0]: a single-valued categorical feature", "Received: `seen`, a sequence"],
+    ),
+    "aggregates of a set": (
+        {"aggregates": [{**AGGREGATE, "keys": [["tags"]]}]},
+        ["aggregates[0].keys[0]", "Received: `tags`, a categorical_set feature"],
+    ),
+    "aggregates of a number": (
+        {"aggregates": [{**AGGREGATE, "keys": [["price"]]}]},
+        ["aggregates[0].keys[0]", "Received: `price`, a numeric feature"],
+    ),
+    "aggregates of a label": ({"aggregates": [{**AGGREGATE, "keys": [["liked"]]}]}, ["keys[0]", "`liked`. Known: "]),
+    "aggregates of an unknown task": (
+        {"aggregates": [{**AGGREGATE, "tasks": ["clik"]}]},
+        ["aggregates[0].tasks: the name of a task", "Received: `clik`. Known: click, like, share"],
+    ),
+    "aggregates with a window of hours": (
+        {"aggregates": [{**AGGREGATE, "windows": ["all", "12h"]}]},
+        ["aggregates[0].windows[1]: a window is expected", "as 7d", 'Received: "12h"'],
+    ),
+    "aggregates with a window of no days": (
+        {"aggregates": [{**AGGREGATE, "windows": ["0d"]}]},
+        ["aggregates[0].windows[0]: a window is expected", 'Received: "0d"'],
+    ),
+    "aggregates with a number for a window": (
+        {"aggregates": [{**AGGREGATE, "windows": [7]}]},
+        ["aggregates[0].windows[0]: a window is expected", "Received: 7"],
+    ),
+    "aggregates in an unknown time zone": (
+        {"aggregates": [{**AGGREGATE, "timezone": "Asia/Shangai"}]},
+        ["aggregates[0].timezone: a time zone that this machine knows", 'Received: "Asia/Shangai"'],
+    ),
+    "aggregates in two time zones": (
+        {"aggregates": [AGGREGATE, {**AGGREGATE, "keys": [["genre"]], "timezone": "Asia/Shanghai"}]},
+        ["aggregates[1].timezone: one time zone", "`Asia/Shanghai`, but `UTC` in aggregates[0]", "Make them equal"],
+    ),
+    "aggregates without smoothing": (
+        {"aggregates": [{**AGGREGATE, "smoothing": 0}]},
+        ["aggregates[0].smoothing", "greater than 0", "Received: 0"],
+    ),
+    "aggregates without a key": (
+        {"aggregates": [{**AGGREGATE, "keys": [[]]}]},
+        ["aggregates[0].keys[0]", "at least 1"],
+    ),
+    "aggregates with a key twice": (
+        {"aggregates": [{**AGGREGATE, "keys": [["item", "country"], ["country", "item"]]}]},
+        ["aggregates[0].keys: each of them once is expected"],
+    ),
+    "aggregates with a part twice": (
+        {"aggregates": [{**AGGREGATE, "keys": [["item", "item"]]}]},
+        ["aggregates[0].keys: a key of different parts is expected"],
+    ),
+    "aggregates with a task twice": (
+        {"aggregates": [{**AGGREGATE, "tasks": ["click", "click"]}]},
+        ["aggregates[0].tasks: each of them once"],
+    ),
+    "aggregates with a window twice": (
+        {"aggregates": [{**AGGREGATE, "windows": ["1d", "1d"]}]},
+        ["aggregates[0].windows: each of them once"],
+    ),
+    "aggregates that overlap": (
+        {"aggregates": [AGGREGATE, {**AGGREGATE, "smoothing": 5}]},
+        ["aggregates[1].name: names unique", "`item_click_1d_rate`, also aggregates[0]"],
+    ),
+    "feature named as a counting feature": (
+        {"aggregates": [AGGREGATE], "features.user.0.name": "item_click_1d_count_bucket"},
+        ["aggregates[0].name: names unique", "also features.user[0]"],
+    ),
     "gate with the wrong bound": (
         {"evaluation": {"gates": {"like": {"metric": "normalized_entropy", "minimum": 0.5}}}},
         ["evaluation.gates.like", "`minimum` has no meaning for `normalized_entropy`", "Use the other bound"],

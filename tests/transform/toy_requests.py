@@ -119,7 +119,8 @@ def plain_requests(spec, folder, for_scoring=False):
     builder, counts, found = RequestBuilder(spec, sources), Counter(), []
     for key, rows in rows_of.items():
         find_item = tables["item"].get
-        found += builder.build(rows, tables["user"].get(key), tables["past"].get(key), find_item, counts)
+        impressions = builder.read(rows, find_item, counts)
+        found += builder.build(impressions, tables["user"].get(key), tables["past"].get(key), find_item, counts)
     return [(split, comparable(values)) for split, values in found], counts
 
 
