@@ -1,7 +1,7 @@
 """A small ranking problem with every kind of input, generated from a known truth.
 
-`buy` follows from the item and the user's taste; `save` follows from the feature `signal` alone; `share` is observed
-where `buy` is positive.
+`buy` follows from the item (its price, and what only its id tells) and the user's taste; `save` follows from the
+feature `signal` alone; `share` is observed where `buy` is positive.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def write_data(folder: Path, seed: int = 0) -> Path:
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     taste = [rng.gauss(0, 1) for _ in range(USERS)]
-    quality = [rng.gauss(0, 1.5) for _ in range(ITEMS)]
+    quality = [rng.gauss(0, 1) + 3 * (i / ITEMS - 0.5) for i in range(ITEMS)]  # dear ones are good
     _write(
         folder / "users.csv",
         ["uid", "age", "income"],

@@ -19,6 +19,7 @@ from transform.spec_sections import Model
 
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 K = len(INPUTS.tasks)
+SHOWN_AT = ("shown_at_day_sin", "shown_at_day_cos")
 PADDED = ~(np.arange(4) < np.array(CANDIDATES)[:, None])
 
 MODELS = {  # no setting at its default
@@ -244,7 +245,7 @@ def test_din_is_blind_to_the_order_of_events(din):
 
 
 def test_din_reads_what_candidate_and_event_have_in_common(din):
-    assert din.item_columns == {"seen": ("item", "brand", "price"), "bought": ("item",)}
+    assert din.item_columns == {"seen": ("item", "brand", "price", *SHOWN_AT), "bought": ("item",)}
 
 
 def test_dropout_of_din_acts_in_training_only():
@@ -279,8 +280,9 @@ def test_model_inputs_survive_json():
 
 
 def test_model_inputs_know_groups_and_tables():
-    assert [column.name for column in INPUTS.group("candidate")] == ["item", "brand", "tags", "price", "signal"]
-    assert [column.name for column in INPUTS.group("seen")] == ["item", "brand", "price", "buy", "share"]
+    candidate = ["item", "brand", "tags", "price", "signal", "maker", *SHOWN_AT]
+    assert [column.name for column in INPUTS.group("candidate")] == candidate
+    assert [column.name for column in INPUTS.group("seen")] == ["item", "brand", "price", *SHOWN_AT, "buy", "share"]
     assert {column.table for column in INPUTS.columns if column.table} == set(INPUTS.rows)
     assert {column.kind: (column.table, column.dim) for column in INPUTS.group("user")} == {
         "id": ("income.bucket", 4),

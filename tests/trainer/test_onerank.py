@@ -425,15 +425,17 @@ def test_bugs_of_group_attention_differ_from_it_in_the_rule_alone(monkeypatch):
 def test_the_context_is_histories_then_anchors_in_their_marks():
     layer = built(ContextTokenizer(replace(INPUTS, sequences=INPUTS.sequences[::-1]), D))  # the anchor is named first
     there = np.arange(5) < np.array(EVENTS)[:, None]
+    columns_of = {name: [column.name for column in INPUTS.group(name)] for name in ("seen", "bought")}
+    width = {name: sum(column.dim for column in INPUTS.group(name)) for name in columns_of}
     events = {
-        "seen": {"events": normal(3, 5, 21), "mask": there},
-        "bought": {"events": normal(3, 5, 8), "mask": there[[2, 1, 0]]},
+        "seen": {"events": normal(3, 5, width["seen"]), "mask": there},
+        "bought": {"events": normal(3, 5, width["bought"]), "mask": there[[2, 1, 0]]},
     }
     tokens, mask = (numpy(tensor) for tensor in layer(events))
     kernel, (bos, eos) = layer.kernels, numpy(layer.marks["bought"])
     for b in range(3):
         expected = []
-        for name, columns in {"seen": ["item", "brand", "price", "buy", "share"], "bought": ["item"]}.items():
+        for name, columns in columns_of.items():
             rows = events[name]["events"][b][events[name]["mask"][b]]
             read = rows @ np.concatenate([numpy(kernel[column]) for column in columns])
             read = list(read + numpy(layer.positions[name])[: len(rows)][::-1])
