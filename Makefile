@@ -68,7 +68,7 @@ bench-scorers: $(STAMP)  ## The three scorers: training steps until they know mo
 bench-kuairand: $(STAMP)  ## OneRank, DIN and LightGBM on KuaiRand-Pure (DATA: its folder), by day and by week
 	$(BENCH).quality --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
 	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
-	$(BENCH).quality --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
+	$(BENCH).quality --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/variants/kuairand_weeks.yaml --output "$(OUT)/bench"
 
 bench-seesaw: $(STAMP)  ## Each task of SPEC learned with the others and alone
 	$(BENCH).seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"

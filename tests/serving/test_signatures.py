@@ -151,7 +151,7 @@ def test_every_signature_gives_the_trainers_scores(small, exported, signatures):
                 by_signature.setdefault(name, {}).setdefault(key, []).extend(answer[key][present])
                 assert not answer[key][~present].any(), "padded candidates score 0"
     for k, task in enumerate(small.spec.task_names):
-        assert np.ptp(trained[:, k]) > 1000 * TOLERANCE, "scores that differ, or equality says nothing"
+        assert np.ptp(trained[:, k]) > 100 * TOLERANCE, "scores that differ, or equality says nothing"
         for name, scores in by_signature.items():
             np.testing.assert_allclose(scores[task], trained[:, k], atol=TOLERANCE, err_msg=f"{name} {task}")
     for name in ("rank", "two steps"):
