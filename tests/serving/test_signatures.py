@@ -210,6 +210,23 @@ def test_users_without_history_and_single_candidates(small, signatures):
     assert np.isfinite(answer["score"]).all()
 
 
+def test_a_request_without_candidates_gets_no_scores_and_spoils_no_other(small, signatures):
+    requests = _requests(small)[:3]
+    empty = tf.train.Example.FromString(requests[0])
+    for group, feature in small.spec.feature_groups():
+        if group == "candidate":
+            for key in (feature.name, examples.length_key(feature.name)):
+                empty.features.feature.pop(key, None)
+    empty.features.feature[examples.CANDIDATE_COUNT].int64_list.value[0] = 0
+    alone = signatures["serving_default"](examples=tf.constant([empty.SerializeToString()]))
+    assert not alone["candidate_mask"].any() and not alone["score"].any()
+    beside = signatures["serving_default"](examples=tf.constant([requests[1], empty.SerializeToString(), requests[2]]))
+    whole = signatures["serving_default"](examples=tf.constant([requests[1], requests[2]]))
+    assert not beside["candidate_mask"][1].any()
+    for key, values in whole.items():
+        np.testing.assert_allclose(beside[key][[0, 2]], values, atol=TOLERANCE)
+
+
 def test_unknown_and_missing_values_are_scored(small, signatures):
     request = tf.train.Example.FromString(_requests(small)[0])
     request.features.feature["user"].bytes_list.value[0] = b"never seen"

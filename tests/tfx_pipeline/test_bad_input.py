@@ -1,5 +1,10 @@
-"""What can be wrong with what a user brings, each kind once: one message with its cure, exit 1, nothing left behind."""
+"""What can be wrong with what a user brings, each kind once: one message with its cure, exit 1, nothing left behind.
 
+Not here, as they are no mistake in what a run is given: a full disk (`test_recovery.py`), a vocabulary that is found
+too large when it is learned (`test_preprocessing.py`), a request without candidates (`test_signatures.py`).
+"""
+
+import contextlib
 import copy
 import csv
 import gzip
@@ -11,6 +16,7 @@ import small_problem
 import yaml
 
 from tfx_pipeline import local_runner
+from tfx_pipeline.run_lock import run_lock
 
 FEW_USERS = {f"u{number}" for number in range(0, 40)}
 
@@ -205,6 +211,11 @@ def negative_seed(place):
     place.options = ["--seed", "-1"]
 
 
+def folder_in_use(place):
+    os.makedirs(place.output)
+    place.stack.enter_context(run_lock(place.output))
+
+
 CASES = {
     no_log: ["data.impressions.files", "`log*.csv`", "Received: none", "Correct the pattern"],
     unreadable_log: ["log_a.csv", "a readable csv file", "Check that it is whole"],
@@ -235,6 +246,7 @@ CASES = {
     output_is_a_file: ["--output", "a folder that can be written"],
     output_below_a_file: ["--output", "a folder that can be written"],
     negative_seed: ["seed", "from 0 on", "-1"],
+    folder_in_use: ["--output", "no other run uses", f"used by process {os.getpid()} on", "Wait for it"],
 }
 
 
@@ -242,8 +254,9 @@ CASES = {
 def test_a_mistake_gets_one_message_and_leaves_nothing(broken, whole_data, tmp_path, capfd):
     place = Workplace(tmp_path)
     shutil.copytree(whole_data, place.data)
-    broken(place)
-    assert place.run() == 1
+    with contextlib.ExitStack() as place.stack:
+        broken(place)
+        assert place.run() == 1
     printed = capfd.readouterr()
     assert printed.err.startswith("error: ") and printed.err.count("error: ") == 1, printed.err
     for part in CASES[broken]:
