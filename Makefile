@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ lint: $(STAMP)  ## Check style, format, types and the direction of imports
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+
+docs: $(STAMP)  ## Write docs/spec.md from the schema and the models
+	$(PY) -W ignore -m docs.make_spec_reference
 
 bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"

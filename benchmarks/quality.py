@@ -36,7 +36,7 @@ from transform.batches import count_labels
 from transform.columns import ModelInputs
 from transform.errors import SpecError, UserError
 from transform.spec import RankingSpec
-from transform.spec_sections import Model
+from transform.spec_training import Model
 
 METRICS = ("auc", "gauc")
 VARIANT_KEYS = {"model", "training", "alone", "lightgbm", "aggregates"}

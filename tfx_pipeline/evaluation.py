@@ -15,7 +15,7 @@ from tensorflow_model_analysis.writers import eval_config_writer
 from tfx_pipeline import tfma_metrics, tfma_plots
 from transform.examples import label_key, mask_key
 from transform.spec import RankingSpec
-from transform.spec_sections import Gate
+from transform.spec_training import Gate
 
 SIGNATURE = "serving_default"
 

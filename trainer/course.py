@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer import metrics
 from trainer.diagnostics import log_gradients
-from transform.spec_sections import EarlyStopping
+from transform.spec_training import EarlyStopping
 
 
 class Course:

@@ -25,7 +25,7 @@ from transform.batches import LabelCounts, count_labels, request_batches
 from transform.columns import ModelInputs
 from transform.errors import PipelineError, SpecError
 from transform.spec import RankingSpec
-from transform.spec_sections import Optimizer, Training
+from transform.spec_training import Optimizer, Training
 
 NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
 EPOCH_METRICS = ("auc", "gauc", "normalized_entropy", "calibration")

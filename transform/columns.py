@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transform.errors import DataError
-from transform.spec import RankingSpec, vocabulary_name
+from transform.spec import RankingSpec
 from transform.spec_sections import Feature
 
 LARGEST_VOCABULARY = 20_000_000  # values; at 16 floats each, and two more an optimizer keeps, 4 GB
@@ -60,7 +60,7 @@ def _columns(group: str, feature: Feature) -> list[Column]:
             for name, transform in zip(feature.column_names, feature.transforms, strict=True)
         ]
     kind = "ids" if feature.type == "categorical_set" else "id"
-    return [Column(group, feature.name, kind, vocabulary_name(feature), feature.dim)]
+    return [Column(group, feature.name, kind, feature.vocabulary_name, feature.dim)]
 
 
 def bucket_table(feature: Feature) -> str:
@@ -78,7 +78,7 @@ def vocabularies(spec: RankingSpec) -> dict[str, list[Feature]]:
     shared: dict[str, list[Feature]] = {}
     for _, feature in spec.feature_groups():
         if feature.type in ("categorical", "categorical_set"):
-            shared.setdefault(vocabulary_name(feature), []).append(feature)
+            shared.setdefault(feature.vocabulary_name, []).append(feature)
     return shared
 
 

@@ -16,7 +16,7 @@ import tensorflow_transform as tft
 
 from transform import examples
 from transform.columns import hash_buckets, oov_buckets, vocabularies
-from transform.spec import RankingSpec, vocabulary_name
+from transform.spec import RankingSpec
 from transform.spec_aggregates import AggregateFeature
 from transform.spec_sections import Feature
 
@@ -69,7 +69,7 @@ def _functions(feature: Feature, inputs: Inputs, apply: Mapping[str, Apply]) -> 
         return dict(zip(feature.column_names, _cyclic_functions(feature), strict=True))
     if feature.type == "numeric":
         return {feature.name: _numeric_function(feature, inputs[feature.name])}
-    return {feature.name: apply[vocabulary_name(feature)]}
+    return {feature.name: apply[feature.vocabulary_name]}
 
 
 def _map_values(function: Callable[[tf.Tensor], tf.Tensor], tensor: tf.SparseTensor) -> tf.SparseTensor:

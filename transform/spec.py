@@ -10,25 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from transform import spec_sections as sections
 from transform.errors import SpecError
 from transform.score_formula import parse_score
-from transform.spec_aggregates import (
-    Aggregate,
-    AggregateFeature,
-    aggregate_features,
-    aggregate_problems,
-    carried_columns,
-)
+from transform.spec_aggregates import Aggregate, AggregateFeature, aggregate_features
+from transform.spec_references import broken_references
+from transform.spec_training import Evaluation, Model, Training
 
-RESERVED_NAMES = frozenset(
-    {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
-)
 _METRICS_EXPECTED = "a metric is expected: auc, gauc, ndcg@5 (or another k), normalized_entropy or calibration"
-RESERVED_PREFIXES = ("label_", "mask_", "cache_")
-GROUPS = frozenset({"user", "context", "candidate"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,18 +47,64 @@ class RankingSpec(sections.Section):
     Frozen. Read it with `RankingSpec.load(path)`, which turns every mistake in the file into one `SpecError`.
     """
 
-    name: sections.Name
-    data: sections.Data
-    request: sections.Request
-    split: sections.Split
-    tasks: tuple[sections.Task, ...] = sections.Field(min_length=1)
-    score: str | None = None
-    features: sections.Features
-    sequences: tuple[sections.Sequence, ...] = ()
-    aggregates: tuple[Aggregate, ...] = ()
-    model: sections.Model = sections.Model()
-    training: sections.Training = sections.Training()
-    evaluation: sections.Evaluation = sections.Evaluation()
+    name: sections.Name = Field(examples=["kuairand"])
+    """The problem's name: that of the pipeline, and of the folder that models are pushed to."""
+    data: sections.Data = Field(
+        examples=[
+            {
+                "impressions": {"files": ["log*.csv.gz"]},
+                "tables": {"user": {"key": "user_id"}, "item": {"files": ["videos.csv"], "key": "video_id"}},
+            }
+        ]
+    )
+    """Where the log and its side tables lie."""
+    request: sections.Request = Field(examples=[{"group_by": ["user_id", "date"], "time": "time_ms"}])
+    """What makes a request."""
+    split: sections.Split = Field(
+        examples=[{"by": "date", "date_format": "YYYYMMDD", "train": [-10, -3], "eval": [-2, -2], "test": [-1, 0]}]
+    )
+    """What is learned from, watched and judged by."""
+    tasks: tuple[sections.Task, ...] = Field(
+        min_length=1, examples=[[{"name": "click", "label": "is_click"}, {"name": "like", "label": "is_like"}]]
+    )
+    """What is predicted, in the order in which one task leads to the next."""
+    score: str | None = Field(None, examples=["click^0.2 * like"])
+    """The fused score that is served beside the tasks: a product of powers of their probabilities. A task that is not
+    in it has the power 0. All tasks with power 1 by default."""
+    features: sections.Features = Field(
+        examples=[
+            {
+                "user": [{"name": "user_id", "type": "categorical"}],
+                "candidate": [
+                    {"name": "video_id", "type": "categorical"},
+                    {"name": "duration_ms", "type": "numeric"},
+                    {"name": "tag", "type": "categorical_set"},
+                    {"name": "uploaded_at", "type": "time"},
+                ],
+            }
+        ]
+    )
+    """The inputs."""
+    sequences: tuple[sections.Sequence, ...] = Field(
+        (),
+        examples=[
+            [
+                {"name": "watched", "features": ["video_id"], "feedback": ["click", "like"]},
+                {"name": "liked", "role": "anchor", "where": "like", "features": ["video_id"]},
+            ]
+        ],
+    )
+    """The user's earlier events."""
+    aggregates: tuple[Aggregate, ...] = Field(
+        (), examples=[[{"keys": [["video_id"]], "tasks": ["click"], "windows": ["7d"]}]]
+    )
+    """Counting features, see [aggregates.md](aggregates.md)."""
+    model: Model = Field(Model(), examples=[{"name": "onerank", "d": 32}])
+    """The model and its settings."""
+    training: Training = Field(Training(), examples=[{"epochs": 8}])
+    """How it is trained."""
+    evaluation: Evaluation = Field(Evaluation(), examples=[{"slices": [[], ["video_id"]]}])
+    """How it is judged."""
 
     # === Reading and writing ===
 
@@ -103,7 +140,7 @@ class RankingSpec(sections.Section):
             spec = cls.model_validate(content)
         except ValidationError as error:
             raise SpecError("\n".join(_describe(origin, problem) for problem in _causes(error.errors()))) from error
-        problems = [f"{origin}: {problem}" for problem in _broken_references(spec)]
+        problems = [f"{origin}: {problem}" for problem in broken_references(spec)]
         if problems:
             raise SpecError("\n".join(problems))
         return spec.with_as_of(spec.split.as_of)
@@ -142,7 +179,7 @@ class RankingSpec(sections.Section):
 
         A change of the model, of the training or of the evaluation must not re-run what comes before the Trainer.
         """
-        defaults = {"model": sections.Model(), "training": sections.Training(), "evaluation": sections.Evaluation()}
+        defaults = {"model": Model(), "training": Training(), "evaluation": Evaluation()}
         tasks = tuple(task.model_copy(update={"weight": 1.0}) for task in self.tasks)
         return self.model_copy(update={**defaults, "tasks": tasks, "score": None})
 
@@ -259,157 +296,3 @@ def _section_class(annotation: Any) -> Any:
         return annotation
     inner = [_section_class(part) for part in getattr(annotation, "__args__", ())]
     return next((part for part in inner if part is not None), None)
-
-
-def _broken_references(spec: RankingSpec) -> Iterator[str]:
-    """What refers from one section to another and finds nothing, each with its cure."""
-    yield from _name_problems(spec)
-    yield from _task_problems(spec)
-    yield from _feature_problems(spec)
-    yield from _sequence_problems(spec)
-    yield from aggregate_problems(spec)
-    yield from _evaluation_problems(spec)
-
-
-def _unknown(path: str, what: str, received: str, known: Any) -> str:
-    return f"{path}: the name of {what} is expected. Received: `{received}`. Known: {', '.join(known) or 'none'}."
-
-
-def _name_problems(spec: RankingSpec) -> Iterator[str]:
-    places: dict[str, str] = {}
-    named = [(f"tasks[{i}]", task.name) for i, task in enumerate(spec.tasks)]
-    for group in ("user", "context", "candidate"):
-        named += [(f"features.{group}[{i}]", f.name) for i, f in enumerate(getattr(spec.features, group))]
-    named += [(f"sequences[{i}]", sequence.name) for i, sequence in enumerate(spec.sequences)]
-    named += [("aggregates", column) for column in carried_columns(spec)]
-    derived = []
-    for i, sequence in enumerate(spec.sequences):
-        derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
-        derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
-    derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.declared_features() if "set" in f.type]
-    for _, feature in spec.declared_features():
-        if feature.type == "time":
-            in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
-            names = [prefix + name for prefix in ["", *in_sequences] for name in feature.column_names]
-            derived += [(f"feature `{feature.name}`", name) for name in names]
-    for i, _, counting in aggregate_features(spec):
-        derived += [(f"aggregates[{i}]", name) for name in counting.column_names]
-    told: set[tuple[str, str]] = set()
-    for place, name in named + derived:
-        taken = name in GROUPS and place.startswith("sequences")
-        if taken or name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
-            yield f"{place}.name: a name that the package does not use is expected. Received: `{name}`. Rename it."
-        elif name in places and (place, places[name]) not in told:
-            told.add((place, places[name]))  # blocks that overlap do so in many names
-            yield f"{place}.name: names unique over the file are expected. Received: `{name}`, also {places[name]}."
-        places.setdefault(name, place)
-
-
-def _task_problems(spec: RankingSpec) -> Iterator[str]:
-    parents = {task.name: task.observed_when for task in spec.tasks}
-    for i, task in enumerate(spec.tasks):
-        seen, parent = {task.name}, task.observed_when
-        while parent is not None:
-            if parent not in parents:
-                yield _unknown(f"tasks[{i}].observed_when", "a task", parent, parents)
-                break
-            if parent in seen:
-                yield f"tasks[{i}].observed_when: tasks without a cycle are expected. Received: `{parent}` again."
-                break
-            seen.add(parent)
-            parent = parents[parent]
-    try:
-        powers = spec.score_powers
-    except ValueError as error:
-        yield f"score: {error}."
-        return
-    for name in powers:
-        if name not in parents:
-            yield _unknown("score", "a task", name, parents)
-
-
-def _feature_problems(spec: RankingSpec) -> Iterator[str]:
-    outcomes = {task.label: f"the label of task `{task.name}`" for task in spec.tasks}
-    outcomes.update({column: "listed in data.outcomes" for column in spec.data.outcomes})
-    settings: dict[tuple[str, str], tuple[str, Any]] = {}
-    for group, feature in spec.declared_features():
-        place = f"features.{group} `{feature.name}`"
-        if feature.source_column in outcomes:
-            yield (
-                f"{place}: an input known before the impression is expected. Received: column "
-                f"`{feature.source_column}`, {outcomes[feature.source_column]}. Remove the feature: it would leak."
-            )
-        if feature.type == "categorical_set" and group != "candidate":
-            yield f"{place}: type `categorical` or `numeric` is expected here. Received: `categorical_set`."
-        if feature.pick and group == "candidate":
-            yield f"{place}: `pick` belongs to user and context features. Remove it."
-        if feature.type in ("categorical", "categorical_set"):
-            table = vocabulary_name(feature)
-            asked = {"dim": feature.dim}
-            if feature.vocabulary:
-                asked.update({key: getattr(feature.vocabulary, key) for key in feature.vocabulary.model_fields_set})
-            if asked.get("hash_buckets") and asked.keys() & {"top_k", "min_frequency", "oov"}:
-                yield (
-                    f"{place}.vocabulary: either `hash_buckets`, or a learned vocabulary with `top_k`, `min_frequency` "
-                    "and `oov`, is expected. Received: both. Remove one."
-                )
-            for key in [key for key in ("dim", "top_k", "min_frequency", "oov", "hash_buckets") if key in asked]:
-                first, value = settings.setdefault((table, key), (feature.name, asked[key]))
-                if value != asked[key]:
-                    yield (
-                        f"{place}: features that share vocabulary `{table}` need one {key}. Received: {asked[key]}, "
-                        f"but {value} in `{first}`. Make them equal."
-                    )
-
-
-def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
-    candidates = {feature.name: feature for feature in spec.features.candidate}
-    tasks, sequences = spec.task_names, {sequence.name: sequence for sequence in spec.sequences}
-    if sequences and spec.user_key is None:
-        yield "sequences: a user key is expected. Received: none. Add `data.tables.user: {key: <the user's column>}`."
-    for i, sequence in enumerate(spec.sequences):
-        for name in sequence.features:
-            if name not in candidates:
-                yield _unknown(f"sequences[{i}].features", "a candidate feature", name, candidates)
-            elif candidates[name].type == "categorical_set":
-                yield f"sequences[{i}].features: single-valued features are expected. Received: `{name}`, a set."
-        for key, value in [("feedback", name) for name in sequence.feedback] + [("where", sequence.where)]:
-            if value is not None and value not in tasks:
-                yield _unknown(f"sequences[{i}].{key}", "a task", value, tasks)
-    past = spec.data.past
-    if past is None:
-        return
-    if spec.data.tables.user and spec.data.tables.user.key != past.key:
-        yield f"data.past.key: the user table's key `{spec.data.tables.user.key}` is expected. Received: `{past.key}`."
-    if past.feedback and spec.item_feature is None:
-        yield "data.past.feedback: a candidate feature on the item table's key is expected. Received: none. Add it."
-    for name, columns in past.sequences.items():
-        if name not in sequences:
-            yield _unknown(f"data.past.sequences.{name}", "a sequence", name, sequences)
-            continue
-        for feature in columns:
-            if feature not in sequences[name].features:
-                known = sequences[name].features
-                yield _unknown(f"data.past.sequences.{name}", "a feature of the sequence", feature, known)
-    for task in past.feedback:
-        if task not in tasks:
-            yield _unknown("data.past.feedback", "a task", task, tasks)
-
-
-def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
-    single = [f.name for _, f in spec.feature_groups() if f.type in ("categorical", "numeric")]
-    for i, names in enumerate(spec.evaluation.slices):
-        for name in names:
-            if name not in single:
-                yield _unknown(f"evaluation.slices[{i}]", "a categorical or numeric feature", name, single)
-    for name in spec.evaluation.gates:
-        if name not in (*spec.task_names, "default"):
-            yield _unknown(f"evaluation.gates.{name}", "a task (or `default`)", name, spec.task_names)
-    stopping = spec.training.early_stopping
-    if stopping and stopping.task not in spec.task_names:
-        yield _unknown("training.early_stopping.task", "a task", stopping.task, spec.task_names)
-
-
-def vocabulary_name(feature: sections.Feature) -> str:
-    """The name of a categorical feature's vocabulary: its own name unless it shares one."""
-    return (feature.vocabulary and feature.vocabulary.name) or feature.name

@@ -38,19 +38,24 @@ def time_zone(name: str) -> tzinfo:
 
 
 class Aggregate(Section):
-    """Smoothed rates and counts of keys, by task and window, as of the day before a request.
+    """Smoothed rates and counts of keys, by task and window, as of the day before a request."""
 
-    `keys` are lists of single-valued categorical features, or of the key columns of user and item. A day begins at
-    midnight in `timezone`. `buckets` and `dim` are those of the embeddings of quantile buckets.
-    """
-
-    keys: tuple[Annotated[tuple[Name, ...], Field(min_length=1)], ...] = Field(min_length=1)
-    tasks: tuple[Name, ...] = Field(min_length=1)
-    windows: tuple[Annotated[str, BeforeValidator(_window)], ...] = Field(min_length=1)
-    smoothing: float = Field(20.0, gt=0)
-    timezone: Annotated[str, BeforeValidator(_time_zone)] = "UTC"
-    buckets: int = Field(10, ge=2)
-    dim: PositiveInt = 4
+    keys: tuple[Annotated[tuple[Name, ...], Field(min_length=1)], ...] = Field(
+        min_length=1, examples=[[["video_id"], ["user_id", "video_id"]]]
+    )
+    """Lists of single-valued categorical features, or of the key columns of user and item."""
+    tasks: tuple[Name, ...] = Field(min_length=1, examples=[["click", "like"]])
+    """The tasks whose labels are counted."""
+    windows: tuple[Annotated[str, BeforeValidator(_window)], ...] = Field(min_length=1, examples=[["1d", "7d", "all"]])
+    """Days before the request's day: `1d` is the day before, `7d` the seven before, `all` everything before."""
+    smoothing: float = Field(20.0, gt=0, examples=[100.0])
+    """Pseudo-observations at the task's overall rate."""
+    timezone: Annotated[str, BeforeValidator(_time_zone)] = Field("UTC", examples=["Asia/Shanghai"])
+    """Where a day begins at midnight; one for all blocks."""
+    buckets: int = Field(10, ge=2, examples=[20])
+    """The number of quantile buckets of each feature."""
+    dim: PositiveInt = Field(4, examples=[8])
+    """The width of the embedding of a bucket."""
 
     @field_validator("keys", "tasks", "windows")
     @classmethod

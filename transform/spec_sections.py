@@ -1,7 +1,9 @@
 """The sections of the ranking spec, one frozen pydantic model each.
 
 Keys and meaning are the data contract of the whole package; `transform.spec` puts the sections together and checks
-what refers from one to another.
+what refers from one to another. Here is what the data are, in `spec_training` what is made of them.
+
+Each key has its meaning below it and an example beside it; docs/spec.md is written from them (`make docs`).
 """
 
 from __future__ import annotations
@@ -39,73 +41,89 @@ SplitValue = Annotated[int | str, BeforeValidator(_split_value)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Files(Section):
-    """Input files: patterns relative to the data folder."""
+    """Input files. A Parquet file gives the rows that the same table would have as csv; its lists stay lists."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[str, ...] = Field(min_length=1, examples=[["part-*.parquet"]])
+    """Patterns of .csv, .csv.gz and .parquet files, relative to the data folder."""
 
 
 class Table(Section):
-    """One row a key: the features of users or of items. Without files it only names the key column."""
+    """One row a key: the features of users or of items."""
 
-    files: tuple[str, ...] = ()
-    key: str
+    files: tuple[str, ...] = Field((), examples=[["users.parquet"]])
+    """Patterns as those of the log. Without files the section only names the key column."""
+    key: str = Field(examples=["user_id"])
+    """The column that names the user or the item, in the log and in the table."""
 
 
 class Tables(Section):
-    """The side tables that are joined to the log."""
+    """The side tables that are joined to the log. Sequences need the user's key, popularity baselines the item's."""
 
-    user: Table | None = None
-    item: Table | None = None
+    user: Table | None = Field(None, examples=[{"files": ["users.csv"], "key": "user_id"}])
+    """The users."""
+    item: Table | None = Field(None, examples=[{"files": ["videos.csv"], "key": "video_id"}])
+    """The items. The columns in use should fit a worker's memory."""
 
 
 class Past(Files):
-    """What users did before the log begins: one row a user, each column a list of values, oldest first.
+    """What users did before the log begins: one row a user, each column a list of values, oldest first."""
 
-    `sequences` says which column holds which feature of which sequence; `feedback` names columns that list the items
-    which got a task's positive label, so that past events carry feedback too. `time` is a column with the time of the
-    newest past event: requests that are not later never see the past, and log rows that are not later are no second
-    time an event.
-    """
-
-    key: str
-    time: str | None = None
-    separator: str = " "
-    sequences: dict[Name, dict[Name, str]] = Field(default_factory=dict)
-    feedback: dict[Name, str] = Field(default_factory=dict)
+    key: str = Field(examples=["user_id"])
+    """The column of the user: that of the user table, if there is one."""
+    time: str | None = Field(None, examples=["last_time_ms"])
+    """A column with the time of the user's newest past event, in epoch milliseconds. Requests that are not later never
+    see the past, and log rows that are not later are no second time an event. By default the past is before all."""
+    separator: str = Field(" ", examples=["|"])
+    """What stands between the values of a list. Lists in Parquet files need none."""
+    sequences: dict[Name, dict[Name, str]] = Field(
+        default_factory=dict, examples=[{"watched": {"video_id": "impressions"}, "liked": {"video_id": "likes"}}]
+    )
+    """By sequence and feature, the column that holds the values."""
+    feedback: dict[Name, str] = Field(default_factory=dict, examples=[{"like": "likes"}])
+    """By task, the column that lists the items which got its positive label, so that past events carry feedback too."""
 
 
 class Data(Section):
-    """Where the log and its side tables lie, and which columns are outcomes that may never be inputs.
+    """Where the log and its side tables lie, and which columns are outcomes that may never be inputs."""
 
-    A user's rows are in one worker's memory while their requests are built: a user of more than `max_user_rows`, most
-    often no person, stops the run.
-    """
-
-    impressions: Files
-    tables: Tables = Tables()
-    past: Past | None = None
-    drop_duplicates: bool = True
-    max_user_rows: PositiveInt = 100_000
-    outcomes: tuple[str, ...] = ()
+    impressions: Files = Field(examples=[{"files": ["log*.csv.gz"]}])
+    """The log: one row is one impression."""
+    tables: Tables = Field(Tables(), examples=[{"user": {"key": "user_id"}, "item": {"key": "video_id"}}])
+    """The tables of users and items, or their key columns alone."""
+    past: Past | None = Field(
+        None,
+        examples=[{"files": ["past.csv"], "key": "user_id", "sequences": {"watched": {"video_id": "impressions"}}}],
+    )
+    """Histories from before the log."""
+    drop_duplicates: bool = Field(True, examples=[False])
+    """Whether a user's rows that are equal in all columns of the file count once."""
+    max_user_rows: PositiveInt = Field(100_000, examples=[20_000])
+    """The most rows of one user, who is in one worker's memory while requests are built. A user of more, most often no
+    person, stops the run."""
+    outcomes: tuple[str, ...] = Field((), examples=[["play_time_ms"]])
+    """Columns that are known only after the impression: refused as features, as labels are."""
 
 
 class Request(Section):
-    """What makes a request: rows that share an id, or the values of some columns.
+    """What makes a request: rows that share an id, or the values of some columns. One of the two is given."""
 
-    `weight` is a column of the log: an impression of weight w counts as w impressions in the loss, in base rates and in
-    all metrics. It undoes the down-sampling of negatives, or a propensity. Counts of rows and of positives, and so
-    `min_positives`, stay what they are. 0 is as if the labels were missing.
-    """
-
-    id: str | None = None
-    group_by: tuple[str, ...] | None = None
-    time: str
-    max_candidates: PositiveInt = 64
-    weight: str | None = None
+    id: str | None = Field(None, examples=["request_id"])
+    """The column of the request's id. All rows of an id are one user's."""
+    group_by: tuple[str, ...] | None = Field(None, examples=[["user_id", "date"]])
+    """Columns: rows that are equal in all of them are a request, of each user one if the spec names the user's key."""
+    time: str = Field(examples=["time_ms"])
+    """The column of the impression's time, in epoch milliseconds. A request's time is that of its first impression."""
+    max_candidates: PositiveInt = Field(64, examples=[128])
+    """The most candidates of one example. A longer request is split in the order of time; the parts do not see each
+    other."""
+    weight: str | None = Field(None, examples=["sampling_weight"])
+    """A column: an impression of weight w counts as w impressions in the loss, in base rates and in all metrics. It
+    undoes the down-sampling of negatives, or a propensity. Counts of rows and of positives, and so `min_positives`,
+    stay what they are. 0 is as if the labels were missing."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Request:
@@ -134,18 +152,25 @@ def parse_date(text: str, date_format: str) -> datetime.date:
 
 
 class Split(Section):
-    """Time-based splits: inclusive ranges of the values of one column.
+    """Time-based splits: inclusive ranges of the values of one column, each later than the one before.
 
-    With `date_format` the column holds dates, and the bounds are days relative to the as-of date: 0 is that day, -1 the
-    one before. A run gives the date, and `resolved` makes literals of the bounds; `as_of` is where it travels.
+    A request is in the split of its first impression. Those in none are not learned from; histories hold them.
     """
 
-    by: str
-    date_format: Literal["YYYYMMDD", "YYYY-MM-DD"] | None = None
-    as_of: str | None = None
-    train: tuple[SplitValue, SplitValue]
-    eval: tuple[SplitValue, SplitValue]
-    test: tuple[SplitValue, SplitValue]
+    by: str = Field(examples=["date"])
+    """The column that the bounds are about."""
+    date_format: Literal["YYYYMMDD", "YYYY-MM-DD"] | None = Field(None, examples=["YYYYMMDD"])
+    """How the column writes dates. With it, bounds are days relative to the as-of date: 0 is that day, -1 the one
+    before. Without it they are values as they stand in the column."""
+    as_of: str | None = Field(None, examples=["2022-05-05"])
+    """The as-of date, as YYYY-MM-DD. Runs set it, from `--as_of` or the log's last day; a file that does is fixed to
+    it."""
+    train: tuple[SplitValue, SplitValue] = Field(examples=[[-10, -3]])
+    """First and last value of what is learned from; vocabularies and other statistics come from here too."""
+    eval: tuple[SplitValue, SplitValue] = Field(examples=[[-2, -2]])
+    """First and last value of what early stopping watches."""
+    test: tuple[SplitValue, SplitValue] = Field(examples=[[-1, 0]])
+    """First and last value of what the Evaluator measures and gates judge."""
 
     def ranges(self) -> dict[str, tuple[SplitValue, SplitValue]]:
         """The splits in their order, by name.
@@ -199,24 +224,30 @@ class Split(Section):
 class Task(Section):
     """One thing to predict. The order of the tasks is the cascade's order."""
 
-    name: Name
-    label: str
-    weight: float = Field(1.0, gt=0)
-    observed_when: Name | None = None
+    name: Name = Field(examples=["like"])
+    """The task's name: that of an output of the served model."""
+    label: str = Field(examples=["is_like"])
+    """The column of the log that holds 0, 1, or nothing where the label is missing."""
+    weight: float = Field(1.0, gt=0, examples=[3.0])
+    """The weight of the task's loss. No metric depends on it."""
+    observed_when: Name | None = Field(None, examples=["click"])
+    """Another task: where its label is not 1, this one is missing."""
 
 
 class Vocabulary(Section):
-    """How the values of a categorical feature become ids. Features that name one vocabulary share it.
+    """How the values of a categorical feature become ids: a list learned from the train split, or hashes."""
 
-    `hash_buckets` learns no vocabulary: a value's id is its hash, and values may share one. It is for ids so many, or
-    so new, that a list of them would be too long or too old.
-    """
-
-    name: Name | None = None
-    top_k: PositiveInt | None = None
-    min_frequency: PositiveInt | None = None
-    oov: int = Field(1, ge=0)
-    hash_buckets: int | None = Field(None, ge=2)
+    name: Name | None = Field(None, examples=["item"])
+    """Features that name one vocabulary share it, and the embeddings. The feature's own name by default."""
+    top_k: PositiveInt | None = Field(None, examples=[200_000])
+    """Only the most frequent values are kept, so many. All by default."""
+    min_frequency: PositiveInt | None = Field(None, examples=[5])
+    """Only values that occur at least so often are kept. All by default."""
+    oov: int = Field(1, ge=0, examples=[4])
+    """The number of ids that all other values share by their hash. With 0 they are as if missing."""
+    hash_buckets: int | None = Field(None, ge=2, examples=[1_000_000])
+    """Instead of a list: a value's id is its hash, and values may share one. It is for ids so many, or so new, that a
+    list of them would be too long or too old. Excludes `top_k`, `min_frequency` and `oov`."""
 
 
 Period = Literal["hour", "day", "week"]
@@ -231,23 +262,33 @@ _OPTIONS = {
 
 
 class Feature(Section):
-    """One input. `column` defaults to the name.
+    """One input. Options that have no meaning for its type are refused. An empty value is missing."""
 
-    A `time` is in epoch milliseconds; a model gets where it lies in each of the `periods`, as a sine and a cosine.
-    Days and weeks begin `utc_offset` hours before they do in UTC; weeks begin on Monday.
-    """
-
-    name: Name
-    type: Literal["categorical", "categorical_set", "numeric", "time"]
-    column: str | None = None
-    vocabulary: Vocabulary | None = None
-    dim: PositiveInt = 16
-    transform: Literal["z", "log_z", "quantiles", "identity"] = "z"
-    buckets: int = Field(10, ge=2)
-    separator: str = ","
-    periods: tuple[Period, ...] = Field(("day", "week"), min_length=1)
-    utc_offset: float = Field(0.0, ge=-12, le=14)
-    pick: Literal["first"] | None = None
+    name: Name = Field(examples=["duration"])
+    """The feature's name: that of an input of the served model."""
+    type: Literal["categorical", "categorical_set", "numeric", "time"] = Field(examples=["numeric"])
+    """What the column holds. A set is several values in one, for candidates alone; a time is in epoch milliseconds."""
+    column: str | None = Field(None, examples=["duration_ms"])
+    """The column that holds it. The feature's name by default."""
+    vocabulary: Vocabulary | None = Field(None, examples=["item", {"min_frequency": 5}])
+    """How values become ids, for `categorical` and `categorical_set`; a name alone is short for `{name: ...}`."""
+    dim: PositiveInt = Field(16, examples=[8])
+    """The width of the embedding of ids or of quantile buckets."""
+    transform: Literal["z", "log_z", "quantiles", "identity"] = Field("z", examples=["quantiles"])
+    """What becomes of a number: `z` standard deviations from its mean; `log_z` the same of sign(x) log(1 + |x|);
+    `quantiles` an embedding of its quantile bucket; `identity` itself. A missing one becomes 0, which for `z` and
+    `log_z` is the mean, or has a bucket of its own."""
+    buckets: int = Field(10, ge=2, examples=[20])
+    """The number of quantile buckets."""
+    separator: str = Field(",", examples=["|"])
+    """What stands between the values of a set. Lists in Parquet files need none."""
+    periods: tuple[Period, ...] = Field(("day", "week"), min_length=1, examples=[["hour", "day"]])
+    """A model gets where a time lies in each of them, as a sine and a cosine. Weeks begin on Monday."""
+    utc_offset: float = Field(0.0, ge=-12, le=14, examples=[8])
+    """By how many hours days and weeks begin before they do in UTC."""
+    pick: Literal["first"] | None = Field(None, examples=["first"])
+    """For user and context features from the log that change within a request: take the first impression's value.
+    By default such a feature stops the run."""
 
     @field_validator("vocabulary", mode="before")
     @classmethod
@@ -268,6 +309,11 @@ class Feature(Section):
         return self.column or self.name
 
     @property
+    def vocabulary_name(self) -> str:
+        """The name of a categorical feature's vocabulary: the feature's own unless it shares one."""
+        return (self.vocabulary and self.vocabulary.name) or self.name
+
+    @property
     def transforms(self) -> tuple[str, ...]:
         """What a number becomes, one column for each."""
         return (self.transform,)
@@ -283,130 +329,36 @@ class Feature(Section):
 class Features(Section):
     """The inputs, by what they describe."""
 
-    user: tuple[Feature, ...] = Field(min_length=1)
-    context: tuple[Feature, ...] = ()
-    candidate: tuple[Feature, ...] = Field(min_length=1)
+    user: tuple[Feature, ...] = Field(min_length=1, examples=[[{"name": "user_id", "type": "categorical"}]])
+    """What is known of the user: from the user table, or else the log."""
+    context: tuple[Feature, ...] = Field((), examples=[[{"name": "device", "type": "categorical", "pick": "first"}]])
+    """What is known of the request, the same for all its candidates: from the log."""
+    candidate: tuple[Feature, ...] = Field(
+        min_length=1,
+        examples=[
+            [
+                {"name": "video_id", "type": "categorical", "vocabulary": "item"},
+                {"name": "tag", "type": "categorical_set"},
+                {"name": "duration_ms", "type": "numeric", "transform": "log_z"},
+                {"name": "uploaded_at", "type": "time"},
+            ]
+        ],
+    )
+    """What is known of each candidate: from the log, or else the item table."""
 
 
 class Sequence(Section):
-    """A typed list of the user's earlier events, newest last, each with its features and its own feedback.
+    """A typed list of the user's events, newest last: impressions that are strictly earlier than the request."""
 
-    `role` is for models that treat reference sequences (anchors) apart from the history; DIN attends to both alike.
-    """
-
-    name: Name
-    role: Literal["history", "anchor"] = "history"
-    length: PositiveInt = 50
-    where: Name | None = None
-    features: tuple[Name, ...] = Field(min_length=1)
-    feedback: tuple[Name, ...] = ()
-
-
-class Loss(Section):
-    """The weight of the list-wise term beside binary cross-entropy, and where its temperatures start."""
-
-    infonce: float = Field(0.0, ge=0)
-    temperature: float = Field(1.0, gt=0.01)
-
-
-class Model(BaseModel):
-    """The model's name, its loss and its settings; the model itself checks the settings."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Name = "onerank"
-    loss: Loss = Loss()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All keys but the name and the loss."""
-        return dict(self.model_extra or {})
-
-
-class Optimizer(Section):
-    """The optimizer and its schedule. The learning rate falls along a cosine to a tenth of its start."""
-
-    name: Literal["adamw", "adam", "adagrad", "sgd"] = "adamw"
-    learning_rate: float = Field(0.002, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-
-
-class EarlyStopping(Section):
-    """Stops when a task's metric on the eval split is no longer better for `patience` epochs."""
-
-    task: Name
-    metric: Literal["auc", "gauc", "normalized_entropy"] = "auc"
-    patience: PositiveInt = 1
-
-
-class Training(Section):
-    """The training loop's settings.
-
-    Embedding tables may have an optimizer of their own, and a penalty: `embedding_l2` times half the squares of the
-    vectors that a request looks up. Every `gradients_every` steps the tasks' gradients are compared; 0 is never. After
-    each epoch, and every `checkpoint_every` steps, training is saved to go on from there after a crash; 0 is never.
-    """
-
-    epochs: PositiveInt = 2
-    batch_requests: PositiveInt = 256
-    shuffle_requests: PositiveInt = 50_000
-    optimizer: Optimizer = Optimizer()
-    embedding_optimizer: Optimizer | None = None
-    embedding_l2: float = Field(0.0, ge=0)
-    early_stopping: EarlyStopping | None = None
-    gradients_every: int = Field(100, ge=0)
-    checkpoint_every: int = Field(1000, ge=0)
-    seed: int = Field(1, ge=0)
-
-
-METRIC_PATTERN = r"^(auc|gauc|normalized_entropy|calibration|ndcg@[1-9]\d*)$"
-
-
-class Gate(Section):
-    """When a task may be pushed. `minimum` is a bound for metrics that should rise, `maximum` for those that fall."""
-
-    metric: Annotated[str, StringConstraints(pattern=METRIC_PATTERN)] = "auc"
-    tolerance: float = Field(0.002, ge=0)
-    minimum: float | None = None
-    maximum: float | None = None
-    min_positives: PositiveInt = 50
-
-    @model_validator(mode="after")
-    def _bound_fits_metric(self) -> Gate:
-        if self.metric == "calibration":
-            raise ValueError("a metric with a direction is expected: auc, gauc, ndcg@k or normalized_entropy")
-        wrong = "minimum" if self.metric == "normalized_entropy" else "maximum"
-        if getattr(self, wrong) is not None:
-            raise ValueError(f"`{wrong}` has no meaning for `{self.metric}`. Use the other bound")
-        return self
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value of the metric is a better model."""
-        return self.metric != "normalized_entropy"
-
-    @property
-    def bound(self) -> float:
-        """The value threshold; a metric without one gets that of a model that knows nothing."""
-        if self.higher_is_better:
-            return self.minimum if self.minimum is not None else (0.0 if self.metric.startswith("ndcg") else 0.5)
-        return self.maximum if self.maximum is not None else 1.0
-
-
-class Evaluation(Section):
-    """What is measured on the test split, on which slices, and which gates a model must pass."""
-
-    slices: tuple[tuple[Name, ...], ...] = ((),)
-    metrics: tuple[Annotated[str, StringConstraints(pattern=METRIC_PATTERN)], ...] = (
-        "auc",
-        "gauc",
-        "ndcg@5",
-        "normalized_entropy",
-        "calibration",
-    )
-    gates: dict[Name, Gate] = Field(default_factory=lambda: {"default": Gate()})
-
-    def gate(self, task: str) -> Gate:
-        """The gate of a task: its own, or the default one."""
-        return self.gates.get(task) or self.gates.get("default") or Gate()
+    name: Name = Field(examples=["watched"])
+    """The sequence's name; its parts are the inputs `<sequence>_<feature>` and `<sequence>_<task>`."""
+    role: Literal["history", "anchor"] = Field("history", examples=["anchor"])
+    """For models that treat reference sequences (anchors) apart from the history; DIN attends to both alike."""
+    length: PositiveInt = Field(50, examples=[20])
+    """The most events, the newest ones."""
+    where: Name | None = Field(None, examples=["like"])
+    """A task: only events with its positive label are kept. All events by default."""
+    features: tuple[Name, ...] = Field(min_length=1, examples=[["video_id"]])
+    """Single-valued candidate features that each event carries."""
+    feedback: tuple[Name, ...] = Field((), examples=[["click", "like"]])
+    """Tasks whose label each event carries: yes, no or unknown."""

@@ -18,7 +18,7 @@ from random_batches import INPUTS, random_batch
 
 from trainer.models import registry
 from trainer.models.registry import build_model
-from transform.spec_sections import Model
+from transform.spec_training import Model
 
 pytest.importorskip("jax", reason="JAX is not in .venv: TFX's versions leave no room for it. `make test-newest` has it")
 

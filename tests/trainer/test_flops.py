@@ -4,7 +4,7 @@ from random_batches import INPUTS
 from trainer.flops import request_flops
 from trainer.models.registry import build_model
 from transform.columns import Column, ModelInputs
-from transform.spec_sections import Model
+from transform.spec_training import Model
 
 K, D, N, FFN = 2, 8, 3, 2
 NO_SEQUENCES = ModelInputs(

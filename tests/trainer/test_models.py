@@ -15,7 +15,7 @@ from trainer.models.din import DIN
 from trainer.models.registry import build_model
 from transform.columns import ModelInputs
 from transform.errors import SpecError
-from transform.spec_sections import Model
+from transform.spec_training import Model
 
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 K = len(INPUTS.tasks)

@@ -18,7 +18,7 @@ from trainer import training
 from trainer.checkpoints import TrainingCheckpoints
 from trainer.training import Trained, train
 from transform.errors import PipelineError
-from transform.spec_sections import EarlyStopping, Loss, Model, Optimizer
+from transform.spec_training import EarlyStopping, Loss, Model, Optimizer
 
 MODEL = Model(name="din", d=8, hidden=[16], dropout=0.3, loss=Loss(infonce=0.3))
 STEPS = 16  # an epoch

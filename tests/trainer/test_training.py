@@ -16,7 +16,7 @@ from trainer.training import EPOCH_METRICS, build_loss, build_optimizer, evaluat
 from transform import examples
 from transform.batches import request_batches
 from transform.errors import PipelineError
-from transform.spec_sections import EarlyStopping, Loss, Model, Optimizer
+from transform.spec_training import EarlyStopping, Loss, Model, Optimizer
 
 EPOCHS = {"din": 4, "onerank": 8}  # until `buy` is learned
 STEEP = Optimizer(name="adam", learning_rate=0.05, schedule="constant")  # overfits in a few epochs

@@ -8,7 +8,7 @@ from toy_requests import PAST, REMOVE, SPEC, edited, toy_spec
 
 from transform.errors import SpecError
 from transform.score_formula import parse_score
-from transform.spec import RankingSpec, vocabulary_name
+from transform.spec import RankingSpec
 
 SHIPPED = Path(__file__).parents[2] / "data" / "kuairand_mini.yaml"
 AGGREGATE = {"keys": [["item"]], "tasks": ["click"], "windows": ["1d"]}
@@ -35,7 +35,7 @@ def test_shipped_spec_loads():
     assert (spec.user_key, spec.item_key, spec.item_feature) == ("user_id", "video_id", "video_id")
     by_name = {feature.name: feature for _, feature in spec.feature_groups()}
     assert by_name["duration"].source_column == "duration_ms"
-    assert vocabulary_name(by_name["video_id"]) == "item"
+    assert by_name["video_id"].vocabulary_name == "item"
     assert by_name["user_id"].vocabulary.top_k == 200000
     assert spec.score_powers == {"click": 0.2, "long_view": 1.0, "like": 0.5}
     assert spec.evaluation.gate("like") == spec.evaluation.gates["default"]

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from transform.columns import ModelInputs
 from transform.errors import SpecError
-from transform.spec_sections import Model
+from transform.spec_training import Model
 
 if TYPE_CHECKING:
     from trainer.models.base import RankingModel
@@ -29,6 +29,13 @@ def register_model(name: str) -> Callable[[type[RankingModel]], type[RankingMode
         return cls
 
     return register
+
+
+def registered_models() -> dict[str, type[RankingModel]]:
+    """All models by name, in the order of names."""
+    for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
+        importlib.import_module(f"trainer.models.{module.name}")
+    return dict(sorted(_MODELS.items()))
 
 
 def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
@@ -55,13 +62,12 @@ def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
 
 def find_model(model: Model) -> type[RankingModel]:
     """The class that a spec asks for; raises a SpecError for an unknown name or setting, or a value of a wrong type."""
-    for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
-        importlib.import_module(f"trainer.models.{module.name}")
-    if model.name not in _MODELS:
-        near = difflib.get_close_matches(model.name, _MODELS, 1)
+    models = registered_models()
+    if model.name not in models:
+        near = difflib.get_close_matches(model.name, models, 1)
         cure = f" Did you mean `{near[0]}`?" if near else ""
-        raise SpecError(f"model.name: one of {', '.join(sorted(_MODELS))} is expected. Received: `{model.name}`.{cure}")
-    cls = _MODELS[model.name]
+        raise SpecError(f"model.name: one of {', '.join(models)} is expected. Received: `{model.name}`.{cure}")
+    cls = models[model.name]
     known = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "inputs", "kwargs")]
     types = get_type_hints(cls.__init__)
     for name, value in model.settings.items():

@@ -1,0 +1,195 @@
+"""Writes docs/spec.md, every key of a spec file, from the schema and the models: `make docs`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from trainer.models.registry import registered_models
+from transform.spec import RankingSpec
+from transform.spec_sections import NAME_PATTERN
+from transform.spec_training import METRIC_PATTERN
+
+PAGE = Path(__file__).with_name("spec.md")
+HEAD = """# The spec file, key by key
+
+<!-- Written by docs/make_spec_reference.py (make docs) from the schema: edit transform/spec*.py or a model instead. -->
+
+A spec is one YAML file; [README.md](../README.md) has a small one that runs. Types are written as in YAML: [name, ...]
+is a list, {name: text} a mapping. A *name* has lower-case letters, digits and `_`, and begins with a letter; no two of
+tasks, features and sequences have the same. A *metric* is `auc`, `gauc`, `ndcg@5` (or another k), `normalized_entropy`
+or `calibration`. An unknown key is refused, and so is a key that stands twice.
+[troubleshooting.md](troubleshooting.md) has the messages.
+
+"""
+WORDS = {NAME_PATTERN: "name", METRIC_PATTERN: "metric"}
+
+
+def page() -> str:
+    """The whole page."""
+    found = sections(RankingSpec)
+    places = {cls: paths[0] for paths, cls in found}
+    parts = [HEAD, _root(places)]
+    for paths, cls in found[1:]:
+        parts.append(f"{'##' if '.' not in paths[0] else '###'} `{paths[0]}`\n\n{inspect.getdoc(cls)}")
+        if len(paths) > 1:
+            parts.append(f" The same at {', '.join(f'`{path}`' for path in paths[1:])}.")
+        parts.append("\n\n" + _table(cls, places, with_examples=True))
+        if paths[0] == "model.loss":
+            parts += [_model(name, model) for name, model in registered_models().items()]
+    return "".join(parts).rstrip() + "\n"
+
+
+def sections(root: type[BaseModel]) -> list[tuple[list[str], type[BaseModel]]]:
+    """The sections of a file in its order, each with all paths that lead to it; that of the root is empty."""
+    found: dict[type[BaseModel], list[str]] = {root: [""]}
+
+    def walk(cls: type[BaseModel], path: str) -> None:
+        for key, field in cls.model_fields.items():
+            for suffix, inner in inner_sections(field.annotation):
+                place = f"{path}.{key}".lstrip(".") + suffix
+                found.setdefault(inner, []).append(place)
+                walk(inner, place)
+
+    walk(root, "")
+    return [(paths, cls) for cls, paths in found.items()]
+
+
+def inner_sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The section inside an annotation, and how a path goes on to it: `[]` in a list, `.<name>` in a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "", annotation
+        return
+    step = {tuple: "[]", dict: ".<name>"}.get(getattr(annotation, "__origin__", None), "")
+    for part in get_args(annotation):
+        yield from ((step + suffix, cls) for suffix, cls in inner_sections(part))
+
+
+# === Tables ===
+
+
+def _root(places: dict[type[BaseModel], str]) -> str:
+    """The keys of the file, and the examples of all of them as one file."""
+    whole = {key: (field.examples or [None])[0] for key, field in RankingSpec.model_fields.items()}
+    text = yaml.safe_dump(whole, default_flow_style=None, sort_keys=False, width=110)
+    return f"{_table(RankingSpec, places, with_examples=False)}All of them once:\n\n```yaml\n{text}```\n\n"
+
+
+def _table(cls: type[BaseModel], places: dict[type[BaseModel], str], with_examples: bool) -> str:
+    properties = cls.model_json_schema(ref_template="{model}")["properties"]
+    sections_by_name = {section.__name__: place for section, place in places.items()}
+    rows = []
+    for key, field in cls.model_fields.items():
+        row = [f"`{key}`", _type(properties[key], sections_by_name), _default(field), _line(field.description)]
+        examples = ", ".join(f"`{key}: {_yaml(example)}`" for example in field.examples or [])
+        rows.append([*row, examples] if with_examples else row)
+    return _markdown(["key", "type", "default", "meaning", *(["example"] if with_examples else [])], rows)
+
+
+def _model(name: str, cls: type) -> str:
+    """A model's settings: types and meanings from the docstring, defaults from the constructor."""
+    summary, _, rest = (inspect.getdoc(cls) or "").partition("\n")
+    settings = model_settings(cls)
+    rows = [[f"`{key}`", type_, f"`{_yaml(default)}`", meaning] for key, (type_, default, meaning) in settings.items()]
+    defaults = _yaml({"name": name, **{key: default for key, (_, default, _) in settings.items()}})
+    table = _markdown(["key", "type", "default", "meaning"], rows)
+    more = f" See [{name}.md]({name}.md)." if PAGE.with_name(f"{name}.md").exists() else ""
+    return f"### `model.name: {name}`\n\n{summary}{more}\n\n{table}```yaml\nmodel: {defaults}\n```\n\n"
+
+
+def model_settings(cls: type) -> dict[str, tuple[str, Any, str]]:
+    """Type, default and meaning of each setting of a model; a setting without a line in `Args:` has no meaning."""
+    args = re.search(r"^Args:\n((?: {4,}.*\n|\n)*)", (inspect.getdoc(cls) or "") + "\n", re.MULTILINE)
+    told = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args[1] if args else "", re.MULTILINE)
+    lines = {key: _line(text) for key, text in told}
+    settings = {}
+    for key, parameter in inspect.signature(cls.__init__).parameters.items():
+        if key not in ("self", "inputs", "kwargs"):
+            kind, _, meaning = re.sub(r"\s*Defaults to `?[^`]*`?\.", "", lines.get(key, "")).partition(". ")
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            settings[key] = (kind.rstrip("."), default, meaning.replace('"', ""))
+    return settings
+
+
+# === Texts ===
+
+
+def _type(schema: dict[str, Any], places: dict[str, str]) -> str:
+    """A JSON schema as YAML would be written, limits behind it."""
+    shape, limits = _shape(schema, places), _limits(schema)
+    return f"{shape}, {limits}" if limits else shape
+
+
+def _shape(schema: dict[str, Any], places: dict[str, str]) -> str:
+    if "$ref" in schema:
+        return f"[section](#{anchor(places[schema['$ref']])})"
+    if "anyOf" in schema:
+        return " or ".join(_type(part, places) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f"`{_yaml(value)}`" for value in schema.get("enum", [schema.get("const")]))
+    if "prefixItems" in schema:
+        return f"[{', '.join(_type(part, places) for part in schema['prefixItems'])}]"
+    if schema["type"] == "array":
+        return f"[{_shape(schema['items'], places)}, ...]"
+    if schema["type"] == "object":
+        values = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+        return f"{{name: {_type(values[0], places)}}}"
+    if schema["type"] == "string":
+        return WORDS.get(schema.get("pattern", ""), "text")
+    return {"integer": "whole number", "number": "number", "boolean": "true or false"}[schema["type"]]
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    if "maximum" in schema:
+        return f"{schema['minimum']:g} to {schema['maximum']:g}"
+    if "exclusiveMinimum" in schema:
+        least = schema["exclusiveMinimum"]
+        return "1 or more" if schema["type"] == "integer" and least == 0 else f"above {least:g}"
+    if "minimum" in schema:
+        return f"{schema['minimum']:g} or more"
+    return "at least one" if schema.get("minItems") == 1 else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    if default is None:
+        return "none"
+    if isinstance(default, BaseModel):
+        return "its defaults"
+    return f"`{_yaml(default)}`"
+
+
+def _yaml(value: Any) -> str:
+    """A value in one line of YAML."""
+    plain = [TypeAdapter(Any).dump_python(value, mode="json", exclude_defaults=True)]
+    return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines) + "\n"
+
+
+def anchor(path: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", path.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    unfinished = PAGE.with_suffix(".unfinished")
+    unfinished.write_text(page(), encoding="utf-8")
+    os.replace(unfinished, PAGE)
