@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,10 @@ kubeflow-test: $(STAMP)  ## Compile the pipeline for Vertex AI and Kubeflow, and
 
 test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
 	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile tests/transform tests/trainer tests/serving
+
+notebooks: $(STAMP)  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
+	rm -rf "$(OUT)/notebooks"
+	SPEC="$(SPEC)" DATA="$(DATA)" OUT="$(OUT)/notebooks" $(PY) scripts/notebooks.py notebooks/*.ipynb
 
 lint: $(STAMP)  ## Check style, format, types and the direction of imports
 	$(PY) -m ruff check .
