@@ -246,6 +246,10 @@ def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.Datas
         numbers = features[key].num_stats
         return round(numbers.mean * numbers.common_stats.tot_num_values)
 
+    def not_zero(key: str) -> int:
+        numbers = features[key].num_stats
+        return numbers.common_stats.tot_num_values - numbers.num_zeros
+
     def lengths(key: str) -> LengthFacts:
         feature = features[key]
         common = (feature.num_stats if feature.HasField("num_stats") else feature.string_stats).common_stats
@@ -258,7 +262,7 @@ def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.Datas
         impressions=total(CANDIDATE_COUNT),
         first=_time(times.min) if times else None,
         last=_time(times.max) if times else None,
-        labelled={task: total(mask_key(task)) for task in spec.task_names},
+        labelled={task: not_zero(mask_key(task)) for task in spec.task_names},
         positives={task: total(label_key(task)) for task in spec.task_names},
         candidates=lengths(label_key(spec.task_names[0])),
         sequences={

@@ -62,7 +62,7 @@ class TrainingCheckpoints:
         if tf.io.gfile.exists(self._best_weights) and not tf.io.gfile.exists(kept):
             tf.io.gfile.makedirs(self._folder)
             tf.io.gfile.copy(self._best_weights, f"{kept}.unfinished", overwrite=True)
-            tf.io.gfile.rename(f"{kept}.unfinished", kept)
+            tf.io.gfile.rename(f"{kept}.unfinished", kept, overwrite=True)
         self._manager.save()
         self._forget_other_weights()
 

@@ -202,9 +202,11 @@ def test_windows_end_before_the_day_of_the_request(tmp_path):
 
 
 def test_with_nothing_before_there_is_no_rate(tmp_path):
-    found = features_by_request(counting_spec(), write_files(tmp_path, LOG))["u1|1"]
+    folder = write_files(tmp_path, LOG)
+    found = features_by_request(counting_spec(), folder)["u1|1"]
     assert found["item_click_all_rate"] == near(NAN)
     assert found["item_click_all_count"] == [0]
+    assert beam_requests(counting_spec(), folder)[1]["requests_with_nothing_counted_before"] == 2
 
 
 def labels_turned(day, after_hour=-1.0):
