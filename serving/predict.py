@@ -132,12 +132,13 @@ def _write_requests(spec: RankingSpec, data_dir: str, prefix: str, table: str | 
     with open(counts_path, encoding="utf-8") as file:
         counts = json.load(file)
     notes = {
-        OTHER_DAYS: f"are not of the day that the table in {table} is for",
-        NOTHING_COUNTED: "have no day before them in the log to count: their rates are missing. Give --aggregates",
+        OTHER_DAYS: f"requests are not of the day that the table in {table} is for",
+        NOTHING_COUNTED: "requests have no day before them in the log to count: their rates are missing. Score them with "
+        "--aggregates FOLDER, a table of the counts up to the day before",
     }
     for name, text in notes.items():
         if counts.get(name):
-            print(f"note: {counts[name]:,} requests {text}", file=sys.stderr)
+            print(f"note: {counts[name]:,} {text}", file=sys.stderr)
 
 
 class _Candidate(NamedTuple):

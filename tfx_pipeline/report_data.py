@@ -111,6 +111,7 @@ class RunData:
         gates: dict. By task.
         failures: list of Failure.
         not_gated: dict. By task.
+        base_rates: dict. The share of positives on the test split by task, weighted as metrics are.
         popularity: dict. What a ranker by popularity reaches, by task and metric.
         counts: dict. What the ExampleGen counted.
         splits: dict. SplitFacts by split.
@@ -132,6 +133,7 @@ class RunData:
     gates: dict[str, TaskGate]
     failures: list[Failure]
     not_gated: dict[str, NotGated]
+    base_rates: dict[str, float]
     popularity: dict[str, dict[str, float]]
     counts: dict[str, int]
     splits: dict[str, SplitFacts]
@@ -207,6 +209,7 @@ def _collect(run: Run) -> RunData:
         gates={gate.task: gate for gate in load_gates(evaluation)},
         failures=load_failures(evaluation),
         not_gated={not_gated.task: not_gated for not_gated in load_not_gated(evaluation)},
+        base_rates={task: of_task["base_rate"] for task, of_task in baselines.items()},
         popularity={task: of_task.get("popularity", {}) for task, of_task in baselines.items()},
         counts=counts,
         splits=_splits(spec, counts, run),

@@ -39,7 +39,7 @@ def job(small, tmp_path_factory):
         batch_requests=4,
         optimizer=Optimizer(name="adam", learning_rate=0.03),
         embedding_optimizer=Optimizer(name="adagrad", learning_rate=0.3),
-        early_stopping=EarlyStopping(task="share", patience=2),
+        early_stopping=EarlyStopping(task="share", metric="gauc", patience=2),
         gradients_every=5,
         checkpoint_every=3,
     )
