@@ -133,8 +133,8 @@ def _write_requests(spec: RankingSpec, data_dir: str, prefix: str, table: str | 
         counts = json.load(file)
     notes = {
         OTHER_DAYS: f"requests are not of the day that the table in {table} is for",
-        NOTHING_COUNTED: "requests have no day before them in the log to count: their rates are missing. Score them with "
-        "--aggregates FOLDER, a table of the counts up to the day before",
+        NOTHING_COUNTED: "requests have no day before them in the log to count: their rates are missing. "
+        "Score them with --aggregates FOLDER, a table of the counts up to the day before",
     }
     for name, text in notes.items():
         if counts.get(name):
