@@ -175,7 +175,7 @@ def collect(run: Run) -> RunData:
     if unfinished:
         raise PipelineError(
             f"run {run.id}: a finished run is expected. Received: one that stopped before {unfinished[0]} was done. "
-            "Read its log in the output folder's `logs`, and run the pipeline again."
+            "Read its log (in the output folder's `logs`, or the task's in Airflow), and run the pipeline again."
         )
     try:
         return _collect(run)
