@@ -162,9 +162,12 @@ def test_the_exported_table_is_what_requests_of_the_day_have(real, tmp_path):
         table = pd.read_parquet(tmp_path / "table" / f"{'-'.join(key.parts)}.parquet")
         names = [feature.name for feature in key.features]
         assert list(table) == [*key.parts, *names]
-        by_key = {tuple(row[: len(key.parts)]): row[len(key.parts) :] for row in table.itertuples(index=False)}
-        assert len(by_key) == len(table)
-        default = by_key.pop((None,) * len(key.parts))
+        is_unseen = table[list(key.parts)].isna().all(axis=1)
+        (default,) = table.loc[is_unseen, names].itertuples(index=False)
+        by_key = {
+            tuple(row[: len(key.parts)]): row[len(key.parts) :] for row in table[~is_unseen].itertuples(index=False)
+        }
+        assert len(by_key) == len(table) - 1
         for values in of_day:
             columns = [values[part] for part in key.parts]
             n = max(map(len, columns))
@@ -492,7 +495,7 @@ def test_from_the_shell_a_table_a_key_with_a_row_for_the_unseen(toy, tmp_path, c
     assert table.loc["a", "item_click_all_count"] == 3
     assert table.loc["a", "item_click_all_rate"] == pytest.approx(rate(2, 3, 2, 4))
     assert table.loc["b", "item_click_1d_count"] == 0
-    (unseen,) = (row for item, row in table.iterrows() if item is None)
+    (unseen,) = (row for _, row in table[table.index.isna()].iterrows())
     assert unseen["item_click_1d_rate"] == 0.5 and unseen["item_click_all_count"] == 0
     assert unseen["item_like_all_rate"] == 0
 
