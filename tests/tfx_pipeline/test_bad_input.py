@@ -1,7 +1,7 @@
-"""What can be wrong with what a user brings, each kind once: one message with its cure, exit 1, nothing left behind.
+"""What can be wrong with what a user brings, each kind once: one message with its cure, exit 1, nothing half written.
 
-Not here, as they are no mistake in what a run is given: a full disk (`test_recovery.py`), a vocabulary that is found
-too large when it is learned (`test_preprocessing.py`), a request without candidates (`test_signatures.py`).
+A request without candidates can't be in a log, whose requests are made of its rows; that a served one gets no scores
+is tested in `test_signatures.py`.
 """
 
 import contextlib
@@ -10,10 +10,15 @@ import csv
 import gzip
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import small_problem
 import yaml
+from conftest import repository
 
 from tfx_pipeline import local_runner
 from tfx_pipeline.run_lock import run_lock
@@ -40,10 +45,12 @@ class Workplace:
             writer.writerows(rows)
 
     def run(self):
+        return local_runner.main(self.arguments())
+
+    def arguments(self):
         path = self.folder / "small.yaml"
         path.write_text(yaml.safe_dump(self.spec, sort_keys=False))
-        arguments = ["--spec", str(path), "--data", str(self.data), "--output", self.output, *self.options]
-        return local_runner.main(arguments)
+        return ["--spec", str(path), "--data", str(self.data), "--output", self.output, *self.options]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +159,22 @@ def robot(place):
     place.spec["data"]["max_user_rows"] = 100
 
 
-def no_positives(place):
+def without_positives(days, label):
+    return lambda rows: [{**row, label: "0"} if int(row["day"]) in days else row for row in rows]
+
+
+def train_split_without_positives(place):
     for name in ("log_a.csv", "log_b.csv"):
-        place.change(name, each_row(saved="0"))
+        place.change(name, without_positives(range(1, 6), "saved"))
+
+
+def eval_split_without_positives(place):
+    for name in ("log_a.csv", "log_b.csv"):
+        place.change(name, without_positives([6], "bought"))
+
+
+def vocabulary_above_its_limit(place):
+    place.stack.enter_context(mock.patch("transform.columns.LARGEST_VOCABULARY", 30))
 
 
 def negative_weight(place):
@@ -180,6 +200,10 @@ def unknown_vocabulary_key(place):
 
 def unknown_task_in_the_score(place):
     place.spec["score"] = "buy * click"
+
+
+def request_without_candidates(place):
+    place.spec["request"]["max_candidates"] = 0
 
 
 def cycle(place):
@@ -216,6 +240,26 @@ def folder_in_use(place):
     place.stack.enter_context(run_lock(place.output))
 
 
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1500k tmpfs "$0" || exit 77
+"$@"
+code=$?
+cp -r "$0" "$0-copied"
+exit $code
+"""
+
+
+def full_disk(place):
+    """It has room for the examples, and none for what Transform makes of them."""
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", place.folder]).returncode:
+        pytest.skip("no file system can be mounted here")
+    os.makedirs(place.output)
+    command = [sys.executable, "-m", "tfx_pipeline.local_runner", *place.arguments()]
+    in_namespace = ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, place.output, *command]
+    place.run = lambda: subprocess.run(in_namespace, cwd=repository()).returncode
+    place.output += "-copied"
+
+
 CASES = {
     no_log: ["data.impressions.files", "`log*.csv`", "Received: none", "Correct the pattern"],
     unreadable_log: ["log_a.csv", "a readable csv file", "Check that it is whole"],
@@ -234,12 +278,15 @@ CASES = {
     two_rows_of_an_item: ["items.csv:", "one row a key", "key `i3` again", "Keep the row that is right"],
     two_values_in_a_request: ["log_", "feature `device`", "constant within a request", "`pick: first`"],
     robot: ["user `u1`", "at most 100 rows", "data.max_user_rows", "raise the limit"],
-    no_positives: ["tasks `save`", "positives in `saved`", "Received: none", "remove the task"],
+    train_split_without_positives: ["tasks `save`", "positives in `saved`", "Received: none", "remove the task"],
+    eval_split_without_positives: ["training.early_stopping.task", "`buy`, 0 positives of", "widen `split.eval`"],
+    vocabulary_above_its_limit: ["features `user`", "at most 30 values", "Received: 39", "top_k"],
     negative_weight: ["log_b.csv:2", "`weight`", "Received: `-1`", "Write 1"],
     unknown_key: ["small.yaml", "trainig", "Did you mean `training`?"],
     unknown_type: ["features.user[1].type", "'numeric'", '"number"', "Did you mean `numeric`?"],
     unknown_vocabulary_key: ["features.user[0].vocabulary", "`topk`", "Did you mean `top_k`?"],
     unknown_task_in_the_score: ["score", "`click`", "Known: buy, save, share"],
+    request_without_candidates: ["request.max_candidates", "1"],
     cycle: ["tasks[0].observed_when", "without a cycle"],
     unknown_model: ["model.name", "onerang", "Did you mean `onerank`?"],
     label_as_feature: ["`bought_now`", "the label of task `buy`", "it would leak"],
@@ -247,7 +294,11 @@ CASES = {
     output_below_a_file: ["--output", "a folder that can be written"],
     negative_seed: ["seed", "from 0 on", "-1"],
     folder_in_use: ["--output", "no other run uses", f"used by process {os.getpid()} on", "Wait for it"],
+    full_disk: ["disk: room for what is written is expected", "Received: No space left on device"],
 }
+
+# What is found late: the component that fails. It leaves nothing, those before it all.
+FAILS_IN = {eval_split_without_positives: "Trainer", vocabulary_above_its_limit: "Trainer", full_disk: "Transform"}
 
 
 @pytest.mark.parametrize("broken", CASES, ids=lambda case: case.__name__)
@@ -262,7 +313,11 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(broken, whole_data, tmp_p
     for part in CASES[broken]:
         assert part in printed.err
     assert "Traceback" not in printed.out + printed.err
-    artifacts = os.path.join(place.output, "pipeline")
-    left = {name for _, _, names in os.walk(artifacts) for name in names}
-    assert left <= {"schema.pbtxt"}, "the schema follows from the spec, before any data are read"
+    written = {path for path in Path(place.output).glob("pipeline/**/*") if path.is_file()}
+    if broken in FAILS_IN:
+        left = {path.relative_to(place.output).parts[2] for path in written}
+        assert "ImpressionExampleGen" in left and FAILS_IN[broken] not in left
+        assert not [path for path in written if "unfinished" in str(path)]
+    else:
+        assert {path.name for path in written} <= {"schema.pbtxt"}, "it follows from the spec, before any data are read"
     assert not os.path.exists(os.path.join(place.output, "serving"))

@@ -117,37 +117,6 @@ def test_a_run_that_was_killed_is_taken_up_where_it_was(tmp_path):
     assert leftovers(output, "small") == []
 
 
-ON_A_SMALL_DISK = """
-mount -t tmpfs -o size=1500k tmpfs "$0" || exit 77
-"$@"
-code=$?
-find "$0" -type f
-exit $code
-"""
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="no file system can be mounted here")
-def test_a_full_disk_gets_one_message_and_leaves_nothing_half_written(tmp_path):
-    """It has room for the examples, and none for what Transform makes of them."""
-    data, disk = small_problem.write_data(tmp_path / "data"), tmp_path / "disk"
-    spec = small_problem.write_spec(tmp_path / "small.yaml")
-    disk.mkdir()
-    command = [sys.executable, "-m", "tfx_pipeline.local_runner", "--spec", str(spec), "--data", str(data)]
-    failed = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, str(disk), *command, "--output", str(disk)],
-        cwd=repository(),
-        capture_output=True,
-        text=True,
-    )
-    if failed.returncode == 77 or failed.stderr.startswith("unshare"):
-        pytest.skip(f"no file system can be mounted here: {failed.stderr}")
-    assert failed.returncode == 1
-    assert len(failed.stderr.splitlines()) == 1 and "Received: No space left on device" in failed.stderr
-    written = [line for line in failed.stdout.splitlines() if line.startswith(str(disk))]
-    assert any("/ImpressionExampleGen/" in path for path in written)
-    assert not [path for path in written if "/Transform/" in path or "unfinished" in path]
-
-
 def test_a_full_disk_is_told_as_such():
     inner = OSError(28, "No space left on device")
     outer = RuntimeError("TFX failed")
