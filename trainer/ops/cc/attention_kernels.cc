@@ -53,21 +53,24 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float ToFloat(float x) { return x; }
+inline Vector LoadFloats(const float* from) { return Load(from); }
 
-inline float ToFloat(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float result;
-  memcpy(&result, &bits, 4);
-  return result;
+inline Vector LoadFloats(const BFloat16* from) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+  typedef uint16_t AlignedHalf __attribute__((vector_size(2 * kLanes)));
+  const AlignedHalf bits = (AlignedHalf)*reinterpret_cast<const Half*>(from);
+  return (Vector)(__builtin_convertvector(bits, IntVector) << 16);
 }
 
-inline void FromFloat(float x, float* to) { *to = x; }
+inline void StoreFloats(Vector x, float* to) { Store(to, x); }
 
-inline void FromFloat(float x, BFloat16* to) {  // to the nearest, ties to even
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  to->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+inline void StoreFloats(Vector x, BFloat16* to) {  // to the nearest, ties to even
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float value = x[lane];
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    to[lane].bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
 }
 
 // Memory for floats, aligned to a line of the cache, freed at the end.
@@ -108,13 +111,25 @@ struct Head {
 
   // A row as floats, with zeros up to the width.
   void Read(const T* row, float scaled, float* to) const {
-    for (int64_t d = 0; d < a.depth; ++d) to[d] = ToFloat(row[d]) * scaled;
-    for (int64_t d = a.depth; d < width; ++d) to[d] = 0;
+    int64_t d = 0;
+    for (; d + kLanes <= a.depth; d += kLanes) Store(to + d, scaled * LoadFloats(row + d));
+    if (d == width) return;
+    T rest[kLanes] = {};
+    for (int64_t i = d; i < a.depth; ++i) rest[i - d] = row[i];
+    Store(to + d, scaled * LoadFloats(rest));
   }
   void Write(const float* row, float scaled, T* to) const {
-    for (int64_t d = 0; d < a.depth; ++d) FromFloat(row[d] * scaled, to + d);
+    int64_t d = 0;
+    for (; d + kLanes <= a.depth; d += kLanes) StoreFloats(scaled * Load(row + d), to + d);
+    if (d == width) return;
+    T rest[kLanes];
+    StoreFloats(scaled * Load(row + d), rest);
+    for (int64_t i = d; i < a.depth; ++i) to[i] = rest[i - d];
   }
   void WriteZeros(T* to) const { memset(to, 0, sizeof(T) * a.depth); }
+  void Clear(float* row) const {
+    for (int64_t d = 0; d < width; d += kLanes) Store(row + d, Vector{});
+  }
 
   float Dot(const float* one, const float* other) const {
     Vector sum{};
@@ -207,6 +222,7 @@ struct Tile {
   int64_t query[kRows], token[kRows];
   int32_t low[kRows], high[kRows];
   int32_t prefix[kRows];  // the keys before it are all read
+  int32_t reach[kRows];   // the end of the last key that is read; never less than for the query before
   int32_t context;
   struct Stretch {
     int64_t begin, end;
@@ -233,14 +249,36 @@ struct Tile {
         high[n] = a.reads == Reads::kBefore ? keys.place[i] + 1 : keys.place[group + a.group_size];
       }
       prefix[n] = low[n] <= context ? Most(context, high[n]) : context;
+      reach[n] = Most(context, high[n]);
       ++n;
     }
     rows = static_cast<int>(RoundUp(n, 4));
+    for (int r = n; r < rows; ++r) reach[r] = reach[n - 1];
     const int64_t begin = n == 0 ? 0 : low[0] / kPanel * kPanel;
-    const int64_t end = n == 0 ? 0 : Most(context, high[n - 1]);
+    const int64_t end = n == 0 ? 0 : reach[n - 1];
     const bool apart = begin >= context;
     stretches[0] = {0, apart ? context : end};
     stretches[1] = {begin, apart ? end : begin};
+  }
+
+  // How many of the keys [first, first + most) the queries before `row` reach.
+  int Reached(int row, int64_t first, int most) const {
+    const int64_t keys = reach[row - 1] - first;
+    return keys <= 0 ? 0 : static_cast<int>(Least<int64_t>(keys, most));
+  }
+
+  // The first query that reaches beyond a key; n if none does.
+  int FirstBeyond(int64_t key) const {
+    int r = 0;
+    for (int end = n; r < end;) {
+      const int middle = (r + end) / 2;
+      if (reach[middle] > key) {
+        end = middle;
+      } else {
+        r = middle + 1;
+      }
+    }
+    return r;
   }
 
   // Hides the scores of keys [first, first + kLanes * vectors) that query r may not read.
@@ -255,6 +293,41 @@ struct Tile {
     }
   }
 };
+
+inline int Vectors(int floats) { return (floats + kLanes - 1) / kLanes; }
+
+// The products that attention is made of. Panels, keys and rows of them begin at the packed key `first`; `most` keys are
+// looked at, and of these only those that queries reach.
+
+// scores[rows, most] = queries[rows, width] panel[width, most]
+template <class Tiles>
+inline void MultiplyScores(const Tiles& tile, const float* queries, const float* panel, int64_t width, int64_t first,
+                           int most, float* scores, int64_t scores_row) {
+  Multiply<kScoreRows, kScoreVectors, kStride, 1, false>(
+      queries, tile.rows, panel, kPanel, scores, scores_row, [&](int, int last) {
+        return Extent{Vectors(tile.Reached(last, first, most)), 0, static_cast<int>(width)};
+      });
+}
+
+// sums[rows, width] += weights[rows, most] values[most, width]
+template <int kWeightsRow, class Tiles>
+inline void AddWeighted(const Tiles& tile, const float* weights, const float* values, int64_t width, int64_t first, int most,
+                        float* sums) {
+  Multiply<kValueRows, kValueVectors, kWeightsRow, 1, true>(
+      weights, tile.rows, values, width, sums, kStride, [&](int, int last) {
+        return Extent{static_cast<int>(width / kLanes), 0, tile.Reached(last, first, most)};
+      });
+}
+
+// sums[most, width] += weights[rows, most]^T queries[rows, width]
+template <class Tiles>
+inline void AddTransposed(const Tiles& tile, const float* weights, const float* queries, int64_t width, int64_t first,
+                          int most, float* sums) {
+  Multiply<kValueRows, kValueVectors, 1, kPanel, true>(
+      weights, static_cast<int>(RoundUp(most, 4)), queries, kStride, sums, width, [&](int key, int) {
+        return Extent{static_cast<int>(width / kLanes), tile.FirstBeyond(first + key), tile.n};
+      });
+}
 
 // The keys and values of a group's first token and of one of its tokens, read outside of the panels where that is all a
 // token reads of its group.
@@ -302,11 +375,11 @@ void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>
   Own<T> own(head);
   for (int r = 0; r < tile.rows; ++r) {
     float *query = q + r * kStride, *read = out + r * kStride;
-    memset(read, 0, sizeof(float) * width);
+    head.Clear(read);
     top[r] = kLowest;
     sum[r] = Vector{};
     if (r >= tile.n) {
-      memset(query, 0, sizeof(float) * width);
+      head.Clear(query);
       continue;
     }
     head.Read(head.Row(a.q, a.queries, tile.query[r]), head.scale, query);
@@ -323,32 +396,33 @@ void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>
   for (const auto& stretch : tile.stretches) {
     for (int64_t begin = stretch.begin; begin < stretch.end; begin += kBlock) {
       const int inner = static_cast<int>(Least<int64_t>(kBlock, stretch.end - begin));
-      const int vectors = static_cast<int>(RoundUp(inner, kLanes)) / kLanes;
-      for (int n = 0; n < vectors; n += kPanel / kLanes) {
-        Multiply<kScoreRows, kScoreVectors, kStride, 1, false>(
-            q, tile.rows, keys.key_panels + (begin + n * kLanes) * width, kPanel, Least(kPanel / kLanes, vectors - n),
-            static_cast<int>(width), scores + n * kLanes, kBlock);
+      for (int panel = 0; panel < inner; panel += kPanel) {
+        MultiplyScores(tile, q, keys.key_panels + (begin + panel) * width, width, begin + panel, Least(kPanel, inner - panel),
+                       scores + panel, kBlock);
       }
       for (int r = 0; r < tile.n; ++r) {
         float* row = scores + r * kBlock;
+        const int vectors = Vectors(tile.Reached(r + 1, begin, inner));
         tile.Hide(r, begin, vectors, row);
-        Vector largest = Load(row);
-        for (int n = 1; n < vectors; ++n) largest = Max(largest, Load(row + n * kLanes));
+        Vector largest = Splat(kHidden);
+        for (int n = 0; n < vectors; ++n) largest = Max(largest, Load(row + n * kLanes));
         const float peak = LargestLane(largest);
         if (peak > top[r]) {
-          const float factor = Exp2OfOne(Most(top[r] - peak, -1000.f));
+          if (top[r] > kLowest) {
+            const float factor = Exp2OfOne(top[r] - peak);
+            sum[r] *= factor;
+            head.Scale(factor, out + r * kStride);
+          }
           top[r] = peak;
-          sum[r] *= factor;
-          head.Scale(factor, out + r * kStride);
         }
         for (int n = 0; n < vectors; ++n) {
           const Vector weight = Exp2(Load(row + n * kLanes) - top[r]);
           Store(row + n * kLanes, weight);
           sum[r] += weight;
         }
+        for (int n = vectors; n < Vectors(inner); ++n) Store(row + n * kLanes, Vector{});
       }
-      Multiply<kValueRows, kValueVectors, kBlock, 1, true>(scores, tile.rows, keys.values + begin * width, width,
-                                                           static_cast<int>(width / kLanes), inner, out, kStride);
+      AddWeighted<kBlock>(tile, scores, keys.values + begin * width, width, begin, inner, out);
     }
   }
   for (int r = 0; r < tile.n; ++r) {
@@ -463,14 +537,13 @@ void BackwardTile(const Head<T>& head, const AttentionGradient& g, const Keys& k
                   const BackwardRows& rows, OwnGradient<T>* own, float* grad_keys, float* grad_values) {
   const Attention& a = head.a;
   const int64_t width = head.width;
-  const int columns = static_cast<int>(width / kLanes);
   float lse[kBackwardRows], delta[kBackwardRows];
   for (int r = 0; r < tile.rows; ++r) {
     float *q = rows.q + r * kStride, *grad = rows.grad + r * kStride, *grad_q = rows.grad_q + r * kStride;
     if (r >= tile.n) {
-      memset(q, 0, sizeof(float) * width);
-      memset(grad, 0, sizeof(float) * width);
-      memset(grad_q, 0, sizeof(float) * width);
+      head.Clear(q);
+      head.Clear(grad);
+      head.Clear(grad_q);
       continue;
     }
     head.Read(head.Row(static_cast<const void*>(a.out), a.queries, tile.query[r]), 1, q);  // only for delta
@@ -478,33 +551,32 @@ void BackwardTile(const Head<T>& head, const AttentionGradient& g, const Keys& k
     delta[r] = head.Dot(q, grad);
     lse[r] = a.lse[head.index * a.queries + tile.query[r]];
     head.Read(head.Row(a.q, a.queries, tile.query[r]), head.scale, q);
-    memset(grad_q, 0, sizeof(float) * width);
+    head.Clear(grad_q);
     if (a.reads == Reads::kFirst) own->Add(tile.token[r], q, grad, delta[r], lse[r], grad_q);
   }
   for (const auto& stretch : tile.stretches) {
     for (int64_t begin = stretch.begin; begin < stretch.end; begin += kPanel) {
       const int inner = static_cast<int>(Least<int64_t>(kPanel, stretch.end - begin));
-      const int vectors = static_cast<int>(RoundUp(inner, kLanes)) / kLanes;
-      Multiply<kScoreRows, kScoreVectors, kStride, 1, false>(rows.q, tile.rows, keys.key_panels + begin * width, kPanel,
-                                                             vectors, static_cast<int>(width), rows.weights, kPanel);
-      Multiply<kScoreRows, kScoreVectors, kStride, 1, false>(rows.grad, tile.rows, keys.value_panels + begin * width, kPanel,
-                                                             vectors, static_cast<int>(width), rows.slopes, kPanel);
+      const int64_t at = begin * width;
+      MultiplyScores(tile, rows.q, keys.key_panels + at, width, begin, inner, rows.weights, kPanel);
+      MultiplyScores(tile, rows.grad, keys.value_panels + at, width, begin, inner, rows.slopes, kPanel);
       for (int r = 0; r < tile.n; ++r) {
         float *weights = rows.weights + r * kPanel, *slopes = rows.slopes + r * kPanel;
+        const int vectors = Vectors(tile.Reached(r + 1, begin, inner));
         tile.Hide(r, begin, vectors, weights);
         for (int n = 0; n < vectors; ++n) {
           const Vector weight = Exp2(Load(weights + n * kLanes) - lse[r]);
           Store(weights + n * kLanes, weight);
           Store(slopes + n * kLanes, weight * (Load(slopes + n * kLanes) - delta[r]));
         }
+        for (int n = vectors; n < Vectors(inner); ++n) {
+          Store(weights + n * kLanes, Vector{});
+          Store(slopes + n * kLanes, Vector{});
+        }
       }
-      const int fours = static_cast<int>(RoundUp(inner, 4));
-      Multiply<kValueRows, kValueVectors, 1, kPanel, true>(rows.weights, fours, rows.grad, kStride, columns, tile.n,
-                                                           grad_values + begin * width, width);
-      Multiply<kValueRows, kValueVectors, 1, kPanel, true>(rows.slopes, fours, rows.q, kStride, columns, tile.n,
-                                                           grad_keys + begin * width, width);
-      Multiply<kValueRows, kValueVectors, kPanel, 1, true>(rows.slopes, tile.rows, keys.keys + begin * width, width, columns,
-                                                           inner, rows.grad_q, kStride);
+      AddTransposed(tile, rows.weights, rows.grad, width, begin, inner, grad_values + at);
+      AddTransposed(tile, rows.slopes, rows.q, width, begin, inner, grad_keys + at);
+      AddWeighted<kPanel>(tile, rows.slopes, keys.keys + at, width, begin, inner, rows.grad_q);
     }
   }
   const float scale = head.scale * kLn2;

@@ -108,8 +108,8 @@ inline void Transpose(const float* from, int64_t from_row, float* to, int64_t to
 // One tile of a matrix product: c[r][n] (+)= sum_i a(r, i) b[i][n], with kRows x kVectors vectors of c in registers and
 // a(r, i) at a[r * kRow + i * kStep].
 template <int kRows, int kVectors, int kRow, int kStep, bool kAdd>
-inline __attribute__((always_inline)) void MultiplyTile(const float* a, const float* b, int64_t b_row, int inner, float* c,
-                                                        int64_t c_row) {
+__attribute__((noinline)) void MultiplyTile(const float* a, const float* b, int64_t b_row, int inner, float* c,
+                                            int64_t c_row) {
   Vector sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -134,26 +134,36 @@ inline __attribute__((always_inline)) void MultiplyTile(const float* a, const fl
   }
 }
 
-template <int kRows, int kVectors, int kRow, int kStep, bool kAdd>
-inline void MultiplyColumns(const float* a, int rows, const float* b, int64_t b_row, int inner, float* c, int64_t c_row) {
-  int r = 0;
-  for (; r + kRows <= rows; r += kRows) {
-    MultiplyTile<kRows, kVectors, kRow, kStep, kAdd>(a + r * kRow, b, b_row, inner, c + r * c_row, c_row);
-  }
-  for (; r < rows; r += 4) {
-    MultiplyTile<4, kVectors, kRow, kStep, kAdd>(a + r * kRow, b, b_row, inner, c + r * c_row, c_row);
-  }
-}
+// What of a matrix product is not known to be zero, or not needed: `columns` vectors, and [begin, end) of the inner axis.
+struct Extent {
+  int columns, begin, end;
+};
 
-// A matrix product of any width and of rows in fours: c (+)= a b, `columns` in vectors.
-template <int kRows, int kVectors, int kRow, int kStep, bool kAdd>
-__attribute__((noinline)) void Multiply(const float* a, int rows, const float* b, int64_t b_row, int columns, int inner,
-                                        float* c, int64_t c_row) {
-  int n = 0;
-  for (; n + kVectors <= columns; n += kVectors) {
-    MultiplyColumns<kRows, kVectors, kRow, kStep, kAdd>(a, rows, b + n * kLanes, b_row, inner, c + n * kLanes, c_row);
-  }
-  for (; n < columns; ++n) {
-    MultiplyColumns<kRows, 1, kRow, kStep, kAdd>(a, rows, b + n * kLanes, b_row, inner, c + n * kLanes, c_row);
+// A matrix product of rows in fours: c (+)= a b. `extent(first, last)` says what of it rows [first, last) need.
+template <int kRows, int kVectors, int kRow, int kStep, bool kAdd, class ExtentOfRows>
+inline void Multiply(const float* a, int rows, const float* b, int64_t b_row, float* c, int64_t c_row,
+                     ExtentOfRows extent) {
+  for (int r = 0; r < rows;) {
+    const bool whole = r + kRows <= rows;
+    const int last = whole ? r + kRows : r + 4;
+    const Extent e = extent(r, last);
+    const float* left = a + r * kRow + e.begin * kStep;
+    const int inner = e.end - e.begin;
+    for (int n = 0; n < e.columns;) {
+      const float* right = b + e.begin * b_row + n * kLanes;
+      float* to = c + r * c_row + n * kLanes;
+      const bool wide = n + kVectors <= e.columns;
+      if (whole && wide) {
+        MultiplyTile<kRows, kVectors, kRow, kStep, kAdd>(left, right, b_row, inner, to, c_row);
+      } else if (whole) {
+        MultiplyTile<kRows, 1, kRow, kStep, kAdd>(left, right, b_row, inner, to, c_row);
+      } else if (wide) {
+        MultiplyTile<4, kVectors, kRow, kStep, kAdd>(left, right, b_row, inner, to, c_row);
+      } else {
+        MultiplyTile<4, 1, kRow, kStep, kAdd>(left, right, b_row, inner, to, c_row);
+      }
+      n += wide ? kVectors : 1;
+    }
+    r = last;
   }
 }
