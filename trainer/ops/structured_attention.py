@@ -53,11 +53,13 @@ def structured_attention(
     if bias is not None and visibility.reads != "first":
         raise ValueError(f'`bias` is for reads="first". Received: {visibility}. Leave it out.')
     b, h, m, d = (ops.shape(keys)[axis] for axis in range(4))
-    mask = ops.ones((b, m), "bool") if mask is None else mask
+    # the casts: when Keras builds a model by shapes alone, all its inputs are float32
+    mask = ops.ones((b, m), "bool") if mask is None else ops.cast(mask, "bool")
     bias = ops.zeros((h,), "float32") if bias is None else bias
     if context is None:
         nothing = ops.zeros((b, h, 0, d), keys.dtype)
         context = Context(nothing, nothing, ops.zeros((b, 0), "bool"))
+    context = context._replace(mask=ops.cast(context.mask, "bool"))
     return _kernel(queries)(queries, keys, values, visibility, mask, context, bias)
 
 

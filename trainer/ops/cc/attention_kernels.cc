@@ -34,8 +34,9 @@ constexpr int kBackwardRows = 48;
 static_assert(kPanel % kLanes == 0 && kForwardRows % 12 == 0 && kBackwardRows % 12 == 0, "tiles are cut evenly");
 
 // Tiles of matrix products: as many sums as there are registers for, which hide the latency of a multiplication.
-constexpr int kScoreRows = kLanes == 16 ? 8 : 6, kScoreVectors = kLanes == 16 ? 3 : 2;
-constexpr int kValueRows = kLanes == 16 ? 12 : 6, kValueVectors = 2;
+constexpr int kScoreRows = kLanes == 16 ? 8 : 4, kScoreVectors = 3;
+constexpr int kValueRows = kLanes == 16 ? 12 : 4, kValueVectors = 2;
+static_assert(kScoreRows % 4 == 0 && kValueRows % 4 == 0, "what is left of rows in fours is fours");
 
 template <class N>
 inline N Least(N a, N b) {
