@@ -27,10 +27,10 @@ constexpr float kHidden = -1e30f;  // the score of a key that is not read
 constexpr float kLowest = -1e20f;  // the first running maximum: above what is hidden, so that this weighs nothing
 
 constexpr int kPanel = 48;                  // keys of a panel
-constexpr int kBlock = 4 * kPanel;          // keys whose scores the forward pass holds at once
+constexpr int kBlock = 8 * kPanel;          // keys whose scores the forward pass holds at once
 constexpr int kStride = kMaxDepth + 16;     // floats between rows of queries; no power of 2, which would strain the cache
 constexpr int kForwardRows = 24;            // queries of a tile
-constexpr int kBackwardRows = 48;
+constexpr int kBackwardRows = 96;
 static_assert(kPanel % kLanes == 0 && kForwardRows % 12 == 0 && kBackwardRows % 12 == 0, "tiles are cut evenly");
 
 // Tiles of matrix products: as many sums as there are registers for, which hide the latency of a multiplication.
