@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ test-asan: $(STAMP)  ## Run random cases of the fused attention under the addres
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_ATTENTION_KERNELS=$$kernels \
 		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_attention.py --cases 200 || exit 1; \
 	done
+notebooks: $(STAMP)  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
+	rm -rf "$(OUT)/notebooks"
+	SPEC="$(SPEC)" DATA="$(DATA)" OUT="$(OUT)/notebooks" $(PY) scripts/notebooks.py notebooks/*.ipynb
 
 lint: $(STAMP)  ## Check style, format, types and the direction of imports
 	$(PY) -m ruff check .

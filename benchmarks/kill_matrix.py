@@ -77,14 +77,18 @@ class Moment:
 
 _SHARDS = "apache_beam.io.filebasedsink:FileBasedSink.finalize_write"
 _PUBLISH = "tfx.orchestration.portable.launcher:Launcher._publish_successful_execution"
+_RESOLVED = "tfx.orchestration.portable.execution_publish_utils:publish_internal_execution"
 _STEP = "trainer.diagnostics:GradientProbe.before_step"
 _DONE = "all written, not yet published"
 MOMENTS = (  # in the order in which the components run: each start gets as far as the next one
     Moment("ImpressionExampleGen", "shards written, none in place", _SHARDS),
     Moment("ImpressionExampleGen", "two of three splits in place", _SHARDS, 3),
     Moment("ImpressionExampleGen", _DONE, _PUBLISH),
+    Moment("SpecSchema", _DONE, _PUBLISH),
     Moment("Baselines", _DONE, _PUBLISH),
     Moment("StatisticsGen", _DONE, _PUBLISH),
+    Moment("ExampleValidator", _DONE, _PUBLISH),
+    Moment("AnomalyGate", "data judged, not yet published", _PUBLISH),
     Moment("Transform", "shards written, not in place", _SHARDS),
     Moment("Transform", _DONE, _PUBLISH),
     Moment("Trainer", "before its first step", _STEP),
@@ -99,6 +103,7 @@ MOMENTS = (  # in the order in which the components run: each start gets as far 
     Moment("Trainer", "last epoch", _STEP, 30),
     Moment("Trainer", "model saved, not yet in place", "tensorflow:saved_model.save", after=True),
     Moment("Trainer", _DONE, _PUBLISH),
+    Moment("latest_blessed_model", "model found, not yet published", _RESOLVED),
     Moment("Evaluator", "shards written, not in place", _SHARDS),
     Moment("Evaluator", _DONE, _PUBLISH),
     Moment("AtomicPusher", "two files copied", "tfx.dsl.io.fileio:copy", 3),
@@ -149,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows.append(_start(spec, output / "killed", None))
     expected, received = (_end_state(output / folder) for folder in ("alone", "killed"))
     differences = [name for name in expected if not _same(expected[name], received[name])]
-    left = leftovers(output / "killed", NAME)
+    left = leftovers(output / "killed", NAME) + rows[-1].problems
     console.print(_table(rows))
     console.print(f"Compared: {', '.join(expected)}.", highlight=False)
     console.print(f"Different: {', '.join(differences) or 'nothing'}. Left over: {', '.join(left) or 'nothing'}.")
@@ -188,16 +193,16 @@ def run_to(moment: Moment, argv: list[str]) -> int:
 
     from tfx_pipeline import local_runner
 
-    run_executor = Launcher._run_executor
+    launch = Launcher.launch
 
-    def armed(launcher: Launcher, execution: Any) -> Any:
-        if execution.pipeline_node.node_info.id == moment.component:
+    def armed(launcher: Launcher) -> Any:
+        if launcher._pipeline_node.node_info.id == moment.component:
             place, _, name = moment.function.rpartition("." if "." in moment.function.split(":")[1] else ":")
             owner = pkgutil.resolve_name(place)
             setattr(owner, name, _deadly(getattr(owner, name), moment))
-        return run_executor(launcher, execution)
+        return launch(launcher)
 
-    Launcher._run_executor = armed
+    Launcher.launch = armed
     return local_runner.main(argv)
 
 
@@ -336,13 +341,13 @@ def leftovers(output: Path, name: str) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> Table:
+    """Each kill, and what the start after it did."""
     table = Table(title="One run, killed at each of these moments and started again", title_justify="left")
-    for column in ("killed in", "when", "seconds", "cached", "run to the end", "notes", "problems"):
-        table.add_column(column, justify="right" if column in ("seconds", "cached") else "left")
-    for row in rows:
-        cells = [row.component, row.moment, f"{row.seconds:.0f}", str(row.cached), ", ".join(row.done)]
-        killed = [] if row.killed or not row.component else ["was not killed"]
-        table.add_row(*cells, "\n".join(row.notes), ", ".join(row.problems + killed))
+    for column in ("killed in", "when", "then cached", "then done", "then noted", "problems"):
+        table.add_column(column, justify="right" if column == "then cached" else "left")
+    for row, then in zip(rows, rows[1:], strict=False):
+        cells = [row.component, row.moment, str(then.cached), ", ".join(then.done), "\n".join(then.notes)]
+        table.add_row(*cells, ", ".join(row.problems + ([] if row.killed else ["was not killed"])))
     return table
 
 

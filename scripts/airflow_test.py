@@ -1,4 +1,4 @@
-"""Runs the DAG for real: `make airflow-test`. Fails when a task, the push or the pushed model does.
+"""Runs the DAG for real: `make airflow-test`. Fails when a task, the report, the push or the pushed model does.
 
 The spec is the shipped one with splits that move with the day of the run. Airflow's home, its SQLite database and all
 outputs lie in one folder; nothing is written elsewhere.
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DAG_FILE = ROOT / "tfx_pipeline" / "airflow_dag.py"
 SPEC, DATA = ROOT / "data" / "kuairand_mini.yaml", ROOT / "data" / "kuairand_pure_mini"
 SPLIT = {"by": "date", "date_format": "YYYYMMDD", "train": [-10, -3], "eval": [-2, -2], "test": [-1, 0]}
+REPORT_FILES = ("report.html", "model_card.json")
 PARTS = ("train", "eval", "test")
 
 
@@ -53,6 +54,11 @@ def main() -> int:
     if not tasks or any(task["state"] != "success" for task in tasks):
         print(f"error: tasks should run, and succeed. Read {airflow.log}.", file=sys.stderr)
         return 1
+    reports = output / "reports" / dag["dag_id"] / run.replace(":", "-")
+    if missing := [name for name in REPORT_FILES if not (reports / name).is_file()]:
+        print(f"error: {', '.join(missing)} should be in {reports}.", file=sys.stderr)
+        return 1
+    print(f"Report: {reports / REPORT_FILES[0]}")
     return check_pushed_model(output / "serving" / dag["dag_id"], arguments.date, home / "scores.csv")
 
 

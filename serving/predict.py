@@ -28,7 +28,7 @@ from transform import examples
 from transform.batches import count_requests
 from transform.errors import DataError, UserError, find_user_error
 from transform.impressions import COUNTS, RequestExamples, WriteCounts
-from transform.point_in_time import OTHER_DAYS
+from transform.point_in_time import NOTHING_COUNTED, OTHER_DAYS
 from transform.requests import SCORING_SPLIT
 from transform.spec import RankingSpec
 
@@ -130,9 +130,15 @@ def _write_requests(spec: RankingSpec, data_dir: str, prefix: str, table: str | 
             raise
         raise DataError(message) from error
     with open(counts_path, encoding="utf-8") as file:
-        stale = json.load(file).get(OTHER_DAYS, 0)
-    if stale:
-        print(f"note: {stale:,} requests are not of the day that the table in {table} is for", file=sys.stderr)
+        counts = json.load(file)
+    notes = {
+        OTHER_DAYS: f"requests are not of the day that the table in {table} is for",
+        NOTHING_COUNTED: "requests have no day before them in the log to count: their rates are missing. "
+        "Score them with --aggregates FOLDER, a table of the counts up to the day before",
+    }
+    for name, text in notes.items():
+        if counts.get(name):
+            print(f"note: {counts[name]:,} {text}", file=sys.stderr)
 
 
 class _Candidate(NamedTuple):

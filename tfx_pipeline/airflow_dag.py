@@ -13,6 +13,7 @@ from airflow.exceptions import AirflowException
 from tfx.orchestration.airflow.airflow_dag_runner import AirflowDagRunner, AirflowPipelineConfig
 
 from tfx_pipeline.airflow_launcher import AirflowComponentLauncher
+from tfx_pipeline.airflow_report import add_report
 from tfx_pipeline.airflow_settings import AirflowSettings
 from tfx_pipeline.arguments import beam_options
 from tfx_pipeline.config import PipelineConfig
@@ -27,7 +28,9 @@ VARIABLE = "onerank"  # a second DAG is a second copy of this file with another 
 
 
 def create_dag(settings: AirflowSettings) -> models.DAG:
-    """Makes the DAG: one task a component, one task and one run at a time, as ML Metadata is one SQLite file.
+    """Makes the DAG: a task for each component and one for the report.
+
+    One task and one run at a time, as ML Metadata is one SQLite file.
 
     Args:
         settings: AirflowSettings.
@@ -42,7 +45,7 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
     if spec.split.date_format:
         spec = spec.model_copy(update={"split": spec.split.model_copy(update={"as_of": AS_OF})})
     beam = beam_options(settings.beam_args)
-    pipeline = create_pipeline(PipelineConfig(spec, settings.data, settings.output, settings.allow_anomalies, **beam))
+    pipeline_config = PipelineConfig(spec, settings.data, settings.output, settings.allow_anomalies, **beam)
     dag = {
         "description": f"Trains, evaluates and pushes the ranking model {spec.name}.",
         "schedule": settings.schedule,
@@ -57,13 +60,14 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
     }
     config = AirflowPipelineConfig(dag, supported_launcher_classes=[AirflowComponentLauncher])
     try:
-        made = AirflowDagRunner(config).run(pipeline)
+        made = AirflowDagRunner(config).run(create_pipeline(pipeline_config))
         made.timetable.validate()
     except AirflowException as error:
         raise PipelineError(
             f"Airflow variable `{VARIABLE}`: schedule: a cron expression or a preset such as `@daily` is expected. "
             f"Received: {settings.schedule!r} ({error})."
         ) from None
+    add_report(made, pipeline_config)
     return made
 
 

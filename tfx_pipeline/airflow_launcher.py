@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -11,6 +13,7 @@ from tfx.orchestration import data_types, metadata
 from tfx.orchestration.launcher.in_process_component_launcher import InProcessComponentLauncher
 from tfx.orchestration.portable import data_types as portable_data_types
 
+from tfx_pipeline.runs import EARLIER_TRY
 from transform.errors import find_user_error
 
 COMPONENT_ID = "component_id"  # the property by which TFX finds the execution of a component in a run
@@ -28,16 +31,23 @@ class AirflowComponentLauncher(InProcessComponentLauncher):
 
     def launch(self) -> portable_data_types.ExecutionInfo:
         """Runs driver, executor and publisher."""
-        try:
-            self._driver_class = _naming_outputs_by_execution(self._driver_class)
+        self._driver_class = _naming_outputs_by_execution(self._driver_class)
+        with no_further_try_after_a_mistake():
             with self._metadata_connection as handle:
                 set_earlier_try_aside(handle, self._component_info)
             return super().launch()
-        except Exception as error:
-            message = find_user_error(error)
-            if message is None:
-                raise
-            raise AirflowFailException(message) from error
+
+
+@contextmanager
+def no_further_try_after_a_mistake() -> Iterator[None]:
+    """Fails the task at once when the user has something to correct, with the message."""
+    try:
+        yield
+    except Exception as error:
+        message = find_user_error(error)
+        if message is None:
+            raise
+        raise AirflowFailException(message) from error
 
 
 def _naming_outputs_by_execution(driver: type) -> type:
@@ -65,7 +75,7 @@ def set_earlier_try_aside(handle: metadata.Metadata, component: data_types.Compo
         return
     store = handle.store
     (execution,) = store.get_executions_by_context(context.id)
-    suffix = f".try-{execution.id}"
+    suffix = f"{EARLIER_TRY}{execution.id}"
     context.name += suffix
     execution.properties[COMPONENT_ID].string_value += suffix
     store.put_executions([execution])

@@ -20,7 +20,7 @@ from transform.spec_training import Gate
 SIGNATURE = "serving_default"
 
 # Reported for every task beside the metrics of the spec: how the probabilities are, and what the numbers rest on.
-_ALWAYS = ("log_loss", "positive_count", "group_count", "one_class_groups")
+_ALWAYS = ("log_loss", "example_count", "positive_count", "group_count", "one_class_groups")
 
 Slice = tuple[tuple[str, str], ...]
 """The features of a slice and their values; () is the overall slice."""
@@ -64,7 +64,6 @@ def _metrics_spec(spec: RankingSpec, task: str, implementation: str) -> config_p
     return config_pb2.MetricsSpec(
         output_names=[task],
         metrics=[
-            config_pb2.MetricConfig(class_name="ExampleCount"),
             *(_metric_config(tfma_metrics.RowMetric, metric=metric) for metric in metrics),
             *(_metric_config(tfma_plots.RowPlot, plot=plot) for plot in tfma_plots.PLOTS),
             _gate_config(spec.evaluation.gate(task), implementation),

@@ -3,8 +3,8 @@
 A request example holds lists of N labels, and the model pads its predictions to the longest request of the batch. After
 inference a batch of requests becomes one batch of candidates, and that one is cut by slices: an extract holds all rows
 of a batch that lie in one slice, so there are far fewer extracts than candidates. The metrics of
-`tfx_pipeline.tfma_metrics` and TFMA's ExampleCount take such extracts. A TFMA metric that takes an extract for an
-example does not: it would be wrong here.
+`tfx_pipeline.tfma_metrics` take such extracts. A TFMA metric that takes an extract for an example does not: it would be
+wrong here.
 """
 
 from __future__ import annotations

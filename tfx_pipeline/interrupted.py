@@ -9,6 +9,9 @@ from ml_metadata import ListOptions, metadata_store
 from ml_metadata.proto import metadata_store_pb2
 from tfx.orchestration import metadata
 
+from tfx_pipeline.runs import AIRFLOW_LAYOUT, LAYOUT
+from transform.errors import PipelineError
+
 
 def clear_interrupted(metadata_path: str, pipeline_root: str) -> list[str]:
     """Marks executions that nobody runs any more as failed, and deletes what they wrote.
@@ -25,14 +28,22 @@ def clear_interrupted(metadata_path: str, pipeline_root: str) -> list[str]:
 
     Returns:
         The components that had been interrupted.
+
+    Raises:
+        PipelineError: when Airflow runs the pipeline there: whether its tasks still run can't be told.
     """
     if not os.path.exists(metadata_path):
         return []
     store = metadata_store.MetadataStore(metadata.sqlite_metadata_connection_config(metadata_path))
+    if store.get_contexts_by_type(AIRFLOW_LAYOUT.run):
+        raise PipelineError(
+            f"--output: a folder for runs on this machine is expected. Received: one that Airflow runs a pipeline in, "
+            f"by {metadata_path}. Name another folder, or start the run in Airflow."
+        )
     nodes = []
     for execution in store.get_executions(list_options=ListOptions(filter_query="last_known_state = RUNNING")):
         contexts = store.get_contexts_by_execution(execution.id)
-        node = next(context.name for context in contexts if context.type == "node").rpartition(".")[2]
+        node = next(context.name for context in contexts if context.type == LAYOUT.node).rpartition(".")[2]
         folder = os.path.join(pipeline_root, node)
         for pattern in (
             f"*/{execution.id}",

@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine: `python -m tfx_pipeline.local_runner --help`."""
+"""Runs the pipeline on this machine: `run_pipeline`, or `python -m tfx_pipeline.local_runner --help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transform.environment import prepare_environment
@@ -21,13 +22,13 @@ import absl.logging
 from rich.console import Console
 
 from tfx_pipeline.arguments import add_pipeline_arguments, beam_options
+from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.run_lock import run_lock
 from transform.errors import PipelineError, find_user_error
 from transform.spec import RankingSpec
 
 if TYPE_CHECKING:
-    from tfx_pipeline.config import PipelineConfig
-    from tfx_pipeline.runs import ComponentRun
+    from tfx_pipeline.runs import ComponentRun, Run
 
 WIDTH_WITHOUT_TERMINAL = 200
 
@@ -42,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the run finished (blessed or not), 1 when the user has something to correct.
     """
     arguments = _parse(argv)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        _run(arguments, console)
+        _run(arguments)
     except Exception as error:
         message = find_user_error(error)
         if message is None:
@@ -64,36 +64,55 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     started = time.time()
     spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
-    output = os.path.abspath(arguments.output)
+    options = beam_options(arguments.beam_args)
+    config = PipelineConfig(spec, arguments.data, arguments.output, arguments.allow_anomalies, **options)
+    run_pipeline(config, arguments.as_of, arguments.verbose)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{time.time() - started:.0f} s in all, peak memory {memory:.1f} GiB.")
+
+
+def run_pipeline(config: PipelineConfig, as_of: str | None = None, verbose: bool = False, summary: bool = True) -> Run:
+    """Runs the pipeline in this process and writes the report of the run.
+
+    Args:
+        config: PipelineConfig. Its folders may be relative to the working folder; its split bounds may be too, to a
+            date.
+        as_of: str, optional. The date that relative split bounds count from. Defaults to the log's last day.
+        verbose: bool. Whether the libraries' logs stay on the terminal. Defaults to `False`: they go to a file.
+        summary: bool. Whether the tables and the verdict are printed at the end. Defaults to `True`.
+
+    Returns:
+        The run; `tfx_pipeline.report_data.collect` reads what came of it.
+
+    Raises:
+        UserError: when the user has something to correct. What Beam and TFX hand on is found by
+            `transform.errors.find_user_error`.
+    """
+    console = Console()
+    if not sys.stdout.isatty():  # a file, a notebook
+        console = Console(width=WIDTH_WITHOUT_TERMINAL, force_terminal=False, force_jupyter=False)
+    spec, data, output = config.spec, os.path.abspath(config.data_dir), os.path.abspath(config.output_dir)
     log_path = os.path.join(output, "logs", time.strftime("%Y%m%d-%H%M%S.log"))
     _make_folders(output, os.path.dirname(log_path), os.path.join(output, "metadata"))
-    with run_lock(output), _quiet(log_path, arguments.verbose):
+    with run_lock(output), _quiet(log_path, verbose):
         console.print(f"{spec.name}: {len(spec.tasks)} tasks, model {spec.model.name}, seed {spec.training.seed}")
         console.print(f"Log: {os.path.relpath(log_path)}", highlight=False)
         # Heavy imports come after the mistakes that can be told without them, and where their noise goes to the log.
         from transform.as_of import resolve_splits
         from transform.sources import resolve_sources
 
-        resolve_sources(spec, arguments.data)
-        relative, spec = spec, resolve_splits(spec, arguments.data, arguments.as_of)
-        if spec is not relative:
+        resolve_sources(spec, config.data_dir)
+        spec = resolve_splits(spec, config.data_dir, as_of)
+        if spec is not config.spec:
             splits = ", ".join(f"{name} {first} to {last}" for name, (first, last) in spec.split.ranges().items())
             console.print(f"Splits by {spec.split.by}: {splits}", highlight=False)
-
-        from tfx_pipeline.config import PipelineConfig
-
-        data = os.path.abspath(arguments.data)
-        _execute(
-            PipelineConfig(spec, data, output, arguments.allow_anomalies, **beam_options(arguments.beam_args)), console
-        )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    console.print(f"{time.time() - started:.0f} s in all, peak memory {memory:.1f} GiB.", highlight=False)
+        return _execute(replace(config, spec=spec, data_dir=data, output_dir=output), summary, console)
 
 
-def _execute(config: PipelineConfig, console: Console) -> None:
+def _execute(config: PipelineConfig, summary: bool, console: Console) -> Run:
     """Runs the pipeline and prints what came of it."""
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
@@ -106,13 +125,10 @@ def _execute(config: PipelineConfig, console: Console) -> None:
     def reader() -> RunReader:
         return RunReader(config.metadata_path, config.spec.name)
 
-    def newest_run() -> dict[str, ComponentRun]:
-        return reader().newest()
-
     for node in clear_interrupted(config.metadata_path, config.pipeline_root):
         console.print(f"  note: {node} was interrupted; it is run again.", highlight=False)
     started = time.time()
-    progress = _Progress(console, newest_run)
+    progress = _Progress(console, lambda: reader().newest())
     logging.getLogger("absl").addHandler(progress)
     logging.getLogger("onerank").addHandler(progress)
     try:
@@ -121,9 +137,12 @@ def _execute(config: PipelineConfig, console: Console) -> None:
         logging.getLogger("absl").removeHandler(progress)
         logging.getLogger("onerank").removeHandler(progress)
     console.print(f"Pipeline: {time.time() - started:.0f} s.", highlight=False)
-    print_summary(config.spec, newest_run(), console)
-    report = write_report(reader().find(), config.output_dir)
+    run = reader().find()
+    if summary:
+        print_summary(config.spec, run.components, console)
+    report = write_report(run, config.output_dir)
     console.print(f"Report: {shown_path(report)}", highlight=False, soft_wrap=True)
+    return run
 
 
 def _make_folders(*paths: str) -> None:
@@ -137,27 +156,39 @@ def _make_folders(*paths: str) -> None:
 @contextmanager
 def _quiet(log_path: str, verbose: bool) -> Iterator[None]:
     """Sends what libraries log, in Python and below it, to a file; with `verbose` it stays on the terminal."""
-    warnings.simplefilter("ignore")
+    root, verbosity = logging.getLogger(), absl.logging.get_verbosity()
+    level = root.level
     # Saving a model sets absl's verbosity to what absl believes it is: without this line, it would fall silent then.
     absl.logging.set_verbosity(absl.logging.INFO)
-    if verbose:
-        yield
-        return
-    terminal = os.dup(2)
-    with open(log_path, "a", encoding="utf-8") as log:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if verbose:
+                yield
+            else:
+                with _logged_to(log_path, root):
+                    yield
+        finally:
+            absl.logging.set_verbosity(verbosity)
+            root.setLevel(level)
+
+
+@contextmanager
+def _logged_to(log_path: str, root: logging.Logger) -> Iterator[None]:
+    terminal, handlers = os.dup(2), root.handlers
+    with open(log_path, "a", encoding="utf-8") as log, redirect_stderr(log):  # a notebook's stderr is not file 2
         handler = logging.StreamHandler(log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root = logging.getLogger()
-        root.addHandler(handler)
+        root.handlers = [handler]
         root.setLevel(logging.INFO)
         os.dup2(log.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
+            log.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            root.removeHandler(handler)
+            root.handlers = handlers
 
 
 class _Progress(logging.Handler):

@@ -111,6 +111,7 @@ class RunData:
         gates: dict. By task.
         failures: list of Failure.
         not_gated: dict. By task.
+        base_rates: dict. The share of positives on the test split by task, weighted as metrics are.
         popularity: dict. What a ranker by popularity reaches, by task and metric.
         counts: dict. What the ExampleGen counted.
         splits: dict. SplitFacts by split.
@@ -132,6 +133,7 @@ class RunData:
     gates: dict[str, TaskGate]
     failures: list[Failure]
     not_gated: dict[str, NotGated]
+    base_rates: dict[str, float]
     popularity: dict[str, dict[str, float]]
     counts: dict[str, int]
     splits: dict[str, SplitFacts]
@@ -173,7 +175,7 @@ def collect(run: Run) -> RunData:
     if unfinished:
         raise PipelineError(
             f"run {run.id}: a finished run is expected. Received: one that stopped before {unfinished[0]} was done. "
-            "Read its log in the output folder's `logs`, and run the pipeline again."
+            "Read its log (in the output folder's `logs`, or the task's in Airflow), and run the pipeline again."
         )
     try:
         return _collect(run)
@@ -207,6 +209,7 @@ def _collect(run: Run) -> RunData:
         gates={gate.task: gate for gate in load_gates(evaluation)},
         failures=load_failures(evaluation),
         not_gated={not_gated.task: not_gated for not_gated in load_not_gated(evaluation)},
+        base_rates={task: of_task["base_rate"] for task, of_task in baselines.items()},
         popularity={task: of_task.get("popularity", {}) for task, of_task in baselines.items()},
         counts=counts,
         splits=_splits(spec, counts, run),
@@ -246,6 +249,10 @@ def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.Datas
         numbers = features[key].num_stats
         return round(numbers.mean * numbers.common_stats.tot_num_values)
 
+    def not_zero(key: str) -> int:
+        numbers = features[key].num_stats
+        return numbers.common_stats.tot_num_values - numbers.num_zeros
+
     def lengths(key: str) -> LengthFacts:
         feature = features[key]
         common = (feature.num_stats if feature.HasField("num_stats") else feature.string_stats).common_stats
@@ -258,7 +265,7 @@ def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.Datas
         impressions=total(CANDIDATE_COUNT),
         first=_time(times.min) if times else None,
         last=_time(times.max) if times else None,
-        labelled={task: total(mask_key(task)) for task in spec.task_names},
+        labelled={task: not_zero(mask_key(task)) for task in spec.task_names},
         positives={task: total(label_key(task)) for task in spec.task_names},
         candidates=lengths(label_key(spec.task_names[0])),
         sequences={

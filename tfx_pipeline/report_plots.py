@@ -80,7 +80,7 @@ def calibration(task: str, candidate: Curves, baseline: Curves | None) -> str:
 
     def points(curves: Curves) -> tuple[Array, Array, Array]:
         rows, positives, scores = curves.calibration[curves.calibration[:, 0] > 0].T
-        return scores / rows, positives / rows, np.abs(_wilson(positives, rows) - positives / rows)
+        return scores / rows, positives / rows, np.abs(wilson(positives, rows) - positives / rows)
 
     def draw(axes: Axes) -> None:
         predicted, observed, errors = points(candidate)
@@ -118,7 +118,7 @@ def score_distribution(task: str, candidate: Curves) -> str:
     return _svg(f"Distribution of scores of {task}", draw)
 
 
-def _wilson(positives: Array, rows: Array) -> Array:
+def wilson(positives: Array, rows: Array) -> Array:
     """95 % intervals of rates: lower and upper bounds [2, n]."""
     z = 1.96
     rate, weight = positives / rows, 1 / (1 + z**2 / rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from ml_metadata import metadata_store
 from ml_metadata.proto import metadata_store_pb2
@@ -19,6 +21,21 @@ _States = metadata_store_pb2.Execution
 FINISHED = (_States.COMPLETE, _States.CACHED)
 
 _SHOWN_RUNS = 10  # in a message
+
+
+class Layout(NamedTuple):
+    """The types of the contexts in which TFX registers what belongs to a run and to a node of the pipeline."""
+
+    run: str
+    node: str
+
+
+LAYOUT = Layout("pipeline_run", "node")
+AIRFLOW_LAYOUT = Layout("run", "component_run")
+"""The older launcher's: names begin with the pipeline's, and a node's with the run's as well."""
+
+EARLIER_TRY = ".try-"
+"""What the name of a component holds that Airflow has tried again since; the number of its execution follows."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Run:
     """One run of the pipeline.
 
     Attributes:
-        id: str. What TFX calls it: the time of its start.
+        id: str. What TFX or Airflow calls it: the time of its start, or `manual__` or `scheduled__` and a time.
         pipeline: str. The pipeline's name.
         started, ended: float. Seconds since the epoch; the end is that of the last component.
         components: dict. The components by id.
@@ -65,7 +82,7 @@ class Run:
 
 
 class RunReader:
-    """Reads runs from an ML Metadata file.
+    """Reads runs from an ML Metadata file, of the local runner and of Airflow.
 
     Args:
         metadata_path: str. The SQLite file.
@@ -96,7 +113,7 @@ class RunReader:
         Raises:
             PipelineError: when there is no such run.
         """
-        contexts = {context.name: context for context in self._contexts()}
+        contexts = {self._run_id(context): context for context in self._contexts()}
         if not contexts:
             raise PipelineError(
                 f"{self._path}: runs of `{self._pipeline}` are expected. Received: none. Run the pipeline first, or "
@@ -114,19 +131,30 @@ class RunReader:
         """All runs, the oldest first."""
         if self._store is None:
             return []
-        return sorted(self._store.get_contexts_by_type("pipeline_run"), key=lambda context: context.id)
+        contexts = chain.from_iterable(self._store.get_contexts_by_type(of.run) for of in (LAYOUT, AIRFLOW_LAYOUT))
+        return sorted(contexts, key=lambda context: context.id)
+
+    def _run_id(self, context: metadata_store_pb2.Context) -> str:
+        return context.name.removeprefix(f"{self._pipeline}.")
 
     def _read(self, context: metadata_store_pb2.Context) -> Run:
         assert self._store is not None
-        executions = self._store.get_executions_by_context(context.id)
-        components = {component.node: component for component in map(self._component, executions)}
-        ended = max((e.last_update_time_since_epoch for e in executions), default=context.create_time_since_epoch)
-        return Run(context.name, self._pipeline, context.create_time_since_epoch / 1000, ended / 1000, components)
+        run_id = self._run_id(context)
+        executions = {self._node(e, run_id): e for e in self._store.get_executions_by_context(context.id)}
+        executions = {node: execution for node, execution in executions.items() if EARLIER_TRY not in node}
+        components = {node: self._component(node, execution) for node, execution in executions.items()}
+        times = [execution.last_update_time_since_epoch for execution in executions.values()]
+        ended = max(times, default=context.create_time_since_epoch)
+        return Run(run_id, self._pipeline, context.create_time_since_epoch / 1000, ended / 1000, components)
 
-    def _component(self, execution: metadata_store_pb2.Execution) -> ComponentRun:
+    def _node(self, execution: metadata_store_pb2.Execution, run_id: str) -> str:
         assert self._store is not None
         contexts = self._store.get_contexts_by_execution(execution.id)
-        node = next(c.name for c in contexts if c.type == "node").removeprefix(f"{self._pipeline}.")
+        name = next(context.name for context in contexts if context.type in (LAYOUT.node, AIRFLOW_LAYOUT.node))
+        return name.removeprefix(f"{self._pipeline}.").removeprefix(f"{run_id}.")
+
+    def _component(self, node: str, execution: metadata_store_pb2.Execution) -> ComponentRun:
+        assert self._store is not None
         events = self._store.get_events_by_execution_ids([execution.id])
         artifacts = {a.id: a for a in self._store.get_artifacts_by_id([event.artifact_id for event in events])}
         types = {t.id: t for t in self._store.get_artifact_types()}

@@ -31,7 +31,6 @@ TITLES = {
 
 NOTED_COUNTS = (
     "duplicates_dropped",
-    "out_of_order_rows",
     "late_rows",
     "impressions_outside_splits",
     "events_within_past",

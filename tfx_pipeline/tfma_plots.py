@@ -113,7 +113,9 @@ def _corners(x: Array, y: Array) -> Array:
 def _histogram(rows: Rows, bounds: Array) -> protos.CalibrationHistogramBuckets:
     bucket = np.digitize(rows.scores, bounds[1:-1])
     count = len(bounds) - 1
-    weighted = [rows.weights * values for values in (1.0, rows.labels > 0.5, rows.scores)]
+    # Weights that add up to the effective number of rows (Kish), which intervals of rates rest on.
+    weights = rows.weights * (rows.weights.sum() / np.square(rows.weights).sum())
+    weighted = [weights * values for values in (1.0, rows.labels > 0.5, rows.scores)]
     sums = [np.bincount(bucket, values, count) for values in weighted]
     result = protos.CalibrationHistogramBuckets()
     for index, (examples, positives, scores) in enumerate(zip(*sums, strict=True)):

@@ -42,6 +42,7 @@ class TrainingCheckpoints:
         """
         newest = self._manager.latest_checkpoint
         if newest is None:
+            self._forget_weights_but("")
             return False
         try:
             self._state.restore(newest).assert_existing_objects_matched().assert_consumed()
@@ -50,7 +51,7 @@ class TrainingCheckpoints:
                 f"{newest}: a checkpoint of this training is expected. Received: {str(error).splitlines()[0]}. "
                 f"Delete the folder {self._folder}: training then starts anew."
             ) from error
-        self._forget_other_weights()
+        self._forget_weights_but(self._kept_best())
         if tf.io.gfile.exists(self._kept_best()):
             tf.io.gfile.makedirs(os.path.dirname(self._best_weights))
             tf.io.gfile.copy(self._kept_best(), self._best_weights, overwrite=True)
@@ -62,14 +63,14 @@ class TrainingCheckpoints:
         if tf.io.gfile.exists(self._best_weights) and not tf.io.gfile.exists(kept):
             tf.io.gfile.makedirs(self._folder)
             tf.io.gfile.copy(self._best_weights, f"{kept}.unfinished", overwrite=True)
-            tf.io.gfile.rename(f"{kept}.unfinished", kept)
+            tf.io.gfile.rename(f"{kept}.unfinished", kept, overwrite=True)
         self._manager.save()
-        self._forget_other_weights()
+        self._forget_weights_but(kept)
 
-    def _forget_other_weights(self) -> None:
+    def _forget_weights_but(self, kept: str) -> None:
         """Removes weights that belong to an older checkpoint, or to one that was not finished."""
         for path in tf.io.gfile.glob(os.path.join(self._folder, "best-*")):
-            if path != self._kept_best():
+            if path != kept:
                 tf.io.gfile.remove(path)
 
     def _kept_best(self) -> str:

@@ -31,7 +31,7 @@ def masked_infonce(logits: Any, labels: Any, mask: Any) -> Any:
     """List-wise InfoNCE per task: each positive against all candidates of its request whose label is there.
 
     A request counts if it holds a positive and a negative of the task. Its loss is the mean over its positives of
-    -log softmax, by their weights.
+    -log softmax. A candidate of weight w is w candidates, among the positives and in the softmax.
 
     Args:
         logits: Float [B, N, K], already over the temperature.
@@ -41,8 +41,8 @@ def masked_infonce(logits: Any, labels: Any, mask: Any) -> Any:
     Returns:
         Float [K]. The mean over the requests that count; 0 for a task without any.
     """
-    logits = ops.where(mask > 0, logits, _HIDDEN)
-    losses = ops.logsumexp(logits, axis=1, keepdims=True) - logits
+    weighted = ops.where(mask > 0, logits + ops.log(ops.maximum(mask, _TINY)), _HIDDEN)
+    losses = ops.where(mask > 0, ops.logsumexp(weighted, axis=1, keepdims=True) - logits, 0.0)
     positives = ops.sum(labels * mask, axis=1)
     negatives = ops.sum((1 - labels) * mask, axis=1)
     counts = ops.cast(ops.logical_and(positives > 0, negatives > 0), logits.dtype)

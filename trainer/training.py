@@ -86,7 +86,8 @@ def train(
 
     Raises:
         SpecError: when the model's settings are wrong, or early stopping watches a task that is not learned.
-        PipelineError: when there is nothing to learn from, the loss is no longer finite, or a checkpoint can't be read.
+        PipelineError: when there is nothing to learn from, early stopping has nothing to watch, the loss is no longer
+            finite, or a checkpoint can't be read.
     """
     settings = spec.training
     if settings.early_stopping and settings.early_stopping.task not in inputs.tasks:
@@ -99,6 +100,8 @@ def train(
     counts = count_labels(spec, train_files, inputs.tasks)
     if counts.requests == 0:
         raise PipelineError("split.train: requests to learn from are expected. Received: none. Widen the range.")
+    if settings.early_stopping:
+        _check_watched(spec, eval_files, settings.early_stopping.task)
     steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
     start_at_base_rates(model, counts)
@@ -138,6 +141,17 @@ def train(
     write_json(os.path.join(run_dir, "training.json"), {"best_epoch": course.best_epoch, "epochs": course.epochs})
     write_json(os.path.join(run_dir, "gradients.json"), course.gradients)
     return Trained(model, course.epochs, course.best_epoch)
+
+
+def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> None:
+    """A metric of one class is undefined: the first epoch would be the best for want of another."""
+    counts = count_labels(spec, eval_files, (task,))
+    if not 0 < counts.positives[0] < counts.observed[0]:
+        raise PipelineError(
+            f"training.early_stopping.task: a task with positives and negatives in the eval split is expected. "
+            f"Received: `{task}`, {counts.positives[0]:g} positives of {counts.observed[0]:g}. Watch another task, or "
+            "widen `split.eval`."
+        )
 
 
 def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
@@ -310,7 +324,8 @@ def _run_epoch(
 
 
 def _save_weights(model: RankingModel, path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # By TensorFlow's file systems, as Keras does: an orchestrator's folders may lie in a bucket.
+    tf.io.gfile.makedirs(os.path.dirname(path))
     unfinished = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
     model.save_weights(unfinished)
-    os.replace(unfinished, path)
+    tf.io.gfile.rename(unfinished, path, overwrite=True)

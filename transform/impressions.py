@@ -169,7 +169,7 @@ class _ReadLog(beam.DoFn):
     def process(self, path: str) -> Iterator[Any]:
         counts: Counter[str] = Counter()
         newest, newest_split = 0, ""
-        for row in read_rows(path, self._columns):
+        for row in read_rows(path, self._columns, with_digest=True):
             time = parse_time(row.values[self._time], row.origin, self._time_column)
             split = row.values[self._split]
             counts["out_of_order_rows"] += time < newest

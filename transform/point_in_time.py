@@ -14,11 +14,12 @@ import tensorflow as tf
 from transform.counts import OVERALL, Counting, Key, Timeline, add_counts
 from transform.errors import DataError
 from transform.spec import RankingSpec
-from transform.spec_aggregates import carried_columns
+from transform.spec_aggregates import EVERYTHING, carried_columns
 
 EVENTS = "events"
 COUNTS = "counts"
 OTHER_DAYS = "requests_of_other_days_than_the_table"
+NOTHING_COUNTED = "requests_with_nothing_counted_before"
 MANIFEST = "aggregates.json"
 
 
@@ -65,7 +66,8 @@ class AddAggregates(beam.PTransform):
         A dict of PCollections: `requests`, and without a table `events`, ((key, day), counts).
 
     Returns:
-        Requests in the main output; under `"counts"` (name, number) of requests whose day is not that of the table.
+        Requests in the main output; under `"counts"` (name, number) of requests whose day is not that of the table, or
+        that nothing was counted before.
     """
 
     def __init__(self, spec: RankingSpec, table: str | None = None):
@@ -165,7 +167,9 @@ class _Complete(_OfSpec):
         carried = carried_columns(self._spec)
         for split, parts in grouped["requests"]:
             day = self._counting.request_day(parts[0])
-            if self._as_of not in (None, day):
+            if self._as_of is None and not any(observed for _, observed in of_unseen.before(day, EVERYTHING)):
+                yield beam.pvalue.TaggedOutput(COUNTS, (NOTHING_COUNTED, 1))
+            elif self._as_of not in (None, day):
                 yield beam.pvalue.TaggedOutput(COUNTS, (OTHER_DAYS, 1))
             completed = []
             for values in parts:

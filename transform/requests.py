@@ -64,7 +64,8 @@ class RequestBuilder:
         self._carried = carried_columns(spec)
         numeric_split = isinstance(spec.split.train[0], int)
         self._split_value: Callable[[str], Any] = int if numeric_split else str
-        outcomes = {task.label for task in spec.tasks} | set(spec.data.outcomes)
+        # A weight that undoes down-sampling tells the label.
+        outcomes = {task.label for task in spec.tasks} | set(spec.data.outcomes) | {spec.request.weight}
         self._known_columns = [column for column in sources.columns["log"] if column not in outcomes]
 
     def read(self, rows: Iterable[Row], find_item: FindItem, counts: Counter[str]) -> list[Impression]:
@@ -327,11 +328,14 @@ class RequestBuilder:
         values: dict[str, list[float]] = {}
         for task in self.spec.task_names:
             labels = [candidate.labels[task] for candidate in candidates]
-            values[examples.label_key(task)] = [0.0 if math.isnan(label) else label for label in labels]
-            values[examples.mask_key(task)] = [
+            weights = [
                 0.0 if math.isnan(label) else candidate.weight
                 for label, candidate in zip(labels, candidates, strict=True)
             ]
+            values[examples.label_key(task)] = [
+                label if weight else 0.0 for label, weight in zip(labels, weights, strict=True)
+            ]
+            values[examples.mask_key(task)] = weights
             counts[f"{split}_positives_{task}"] += int(sum(values[examples.label_key(task)]))
         return values
 

@@ -87,6 +87,8 @@ def _task_problems(spec: RankingSpec) -> Iterator[str]:
 def _feature_problems(spec: RankingSpec) -> Iterator[str]:
     outcomes = {task.label: f"the label of task `{task.name}`" for task in spec.tasks}
     outcomes.update({column: "listed in data.outcomes" for column in spec.data.outcomes})
+    if spec.request.weight:
+        outcomes[spec.request.weight] = "the weight of impressions"
     settings: dict[tuple[str, str], tuple[str, Any]] = {}
     for group, feature in spec.declared_features():
         place = f"features.{group} `{feature.name}`"

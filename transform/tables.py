@@ -30,7 +30,7 @@ _LIST = "\x1f"  # begins a list of a Parquet file and stands between its members
 
 
 class Row(NamedTuple):
-    """One row of a file: where it stands, a digest of the whole row, and the values of the columns asked for."""
+    """One row of a file: where it stands, a digest of the whole row (b"" unless asked for), and values."""
 
     origin: str
     digest: bytes
@@ -106,13 +106,14 @@ def _csv_lines(path: str) -> Iterator[list[str]]:
         yield from csv.reader(file)
 
 
-def _parquet_lines(path: str) -> Iterator[list[str]]:
-    """The header and the rows of a Parquet file, as texts."""
+def _parquet_lines(path: str, columns: Sequence[str] | None) -> Iterator[list[str]]:
+    """The header and the rows of a Parquet file, as texts; of all columns, or of some in their order."""
     with io.BufferedReader(_Stream(path), BUFFER_BYTES) as file:
         table = pq.ParquetFile(file)
-        yield table.schema_arrow.names
-        for batch in table.iter_batches():
-            yield from map(list, zip(*(_texts(column) for column in batch.columns), strict=True))
+        yield table.schema_arrow.names if columns is None else list(columns)
+        for batch in table.iter_batches(columns=columns):
+            found = batch.columns if columns is None else map(batch.column, columns)
+            yield from map(list, zip(*map(_texts, found), strict=True))
 
 
 def _texts(column: pa.Array) -> Iterator[str]:
@@ -140,24 +141,17 @@ def split_list(text: str, separator: str) -> list[str]:
     return text[1:].split(_LIST) if text.startswith(_LIST) else text.split(separator)
 
 
-def _lines(path: str) -> Iterator[list[str]]:
-    """The header and the rows of a file, with every way in which reading can fail turned into one clear message."""
-    kind, lines = ("Parquet", _parquet_lines) if path.endswith(PARQUET) else ("csv", _csv_lines)
-    encoding = " in UTF-8" if kind == "csv" else ""
+def _lines(path: str, columns: Sequence[str] | None = None) -> Iterator[list[str]]:
+    """The header and the rows of a file, with every way in which reading can fail turned into one clear message.
+
+    With `columns`, a Parquet file gives these alone; a csv file has to be read whole and gives all.
+    """
+    is_parquet = path.endswith(PARQUET)
     try:
-        yield from lines(path)
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        UnicodeDecodeError,
-        csv.Error,
-        pa.ArrowException,
-        tf.errors.OpError,
-    ) as error:
-        raise DataError(
-            f"{path}: a readable {kind} file{encoding} is expected. Received: {error}. Check that it is whole."
-        ) from error
+        yield from _parquet_lines(path, columns) if is_parquet else _csv_lines(path)
+    except _UNREADABLE as error:
+        kind = "Parquet file" if is_parquet else "csv file in UTF-8"
+        raise DataError(f"{path}: a readable {kind} is expected. Received: {error}. Check that it is whole.") from error
 
 
 def read_header(path: str) -> list[str]:
@@ -182,12 +176,15 @@ def check_columns(path: str, columns: Sequence[str], place: str) -> None:
             raise DataError(f"{path}: column `{column}` is expected ({place}). Received: no such column. {cure}")
 
 
-def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: str, columns: Sequence[str], with_digest: bool = False) -> Iterator[Row]:
     """The rows of a file.
+
+    A digest is of all columns; without it, a Parquet file's other columns are not read.
 
     Args:
         path: str. A .parquet file, or a .csv or .csv.gz file with a header line.
         columns: sequence of str. The columns whose values are wanted, in this order.
+        with_digest: bool. Whether rows need their digest. Defaults to `False`.
 
     Yields:
         Rows; `origin` is the file's name and the line (in a Parquet file, the row).
@@ -195,7 +192,7 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
     Raises:
         DataError: when the file can't be read or a row has another number of values than the header.
     """
-    lines = _lines(path)
+    lines = _lines(path, None if with_digest else columns)
     header = next(lines, None) or []
     places = [header.index(column) for column in columns]
     name = os.path.basename(path)
@@ -207,5 +204,5 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
                 f"{name}:{number}: {len(header)} values as in the header are expected. Received: {len(line)}. "
                 "Quote values that hold a comma, and check that the file is whole."
             )
-        digest = hashlib.blake2b("\x1f".join(line).encode(), digest_size=12).digest()
+        digest = hashlib.blake2b("\x1f".join(line).encode(), digest_size=12).digest() if with_digest else b""
         yield Row(f"{name}:{number}", digest, tuple(line[place] for place in places))

@@ -17,6 +17,7 @@ from tfx.orchestration import data_types, metadata
 from tfx.types import standard_artifacts
 
 from tfx_pipeline.airflow_launcher import AirflowComponentLauncher
+from tfx_pipeline.runs import RunReader
 from transform.errors import DataError
 
 DAG_FILE = Path(__file__).parents[2] / "tfx_pipeline" / "airflow_dag.py"
@@ -46,7 +47,7 @@ def _describe(dag) -> dict:
         "retries": sorted({task.retries for task in dag.tasks}),
         "retry_delay": sorted({task.retry_delay.total_seconds() for task in dag.tasks}),
         "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
-        "properties": {task.task_id: str(task.op_kwargs["exec_properties"]) for task in dag.tasks},
+        "properties": {task.task_id: str(task.op_kwargs.get("exec_properties", "")) for task in dag.tasks},
     }
 
 
@@ -86,6 +87,9 @@ def try_again(folder: str) -> dict[str, object]:
         answer[name] = _launch(node, folder)
         if node is reader:
             answer["read"] += [json.loads((Path(folder) / "read").read_text())]
+    run = RunReader(f"{folder}/metadata.db", "tries").find("run 1")
+    answer["components"] = {node: component.finished for node, component in run.components.items()}
+    answer["output"] = run.uri("Fickle", "examples")
     return answer
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import small_problem
+from conftest import repository
 
 from tfx_pipeline.airflow_settings import AirflowSettings
+from tfx_pipeline.interrupted import clear_interrupted
 from transform.errors import PipelineError
 from transform.spec import RankingSpec
 
@@ -59,6 +61,7 @@ def ask(home: Path, *arguments: str):
         [sys.executable, "-W", "ignore", str(WORKER), *arguments],
         env={
             **os.environ,
+            "PYTHONPATH": str(repository()),
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
@@ -104,7 +107,8 @@ def test_the_dag_loads_with_its_defaults(bags):
     assert (dag["retries"], dag["retry_delay"]) == ([2], [300.0])
     assert dag["upstream"]["AtomicPusher"] == ["Evaluator", "Trainer"]
     assert "latest_blessed_model" in dag["upstream"]["Evaluator"]
-    assert len(dag["upstream"]) == 11
+    assert dag["upstream"]["report"] == ["AtomicPusher", "Baselines"], "all others lie before these"
+    assert len(dag["upstream"]) == 12
 
 
 @needs_airflow
@@ -164,3 +168,9 @@ def test_a_task_that_is_tried_again_starts_anew(tmp_path):
     assert {answer[name] for name in ("second", "reader", "cleared", "reader again")} == {"done"}
     assert answer["read"] == [["part-2"], ["part-3"]], "nothing of an earlier try is left in a later one's folder"
     assert answer["mistake"].startswith("no further try: split.test: requests are expected")
+    assert answer["components"] == {"Fickle": True, "Reader": True, "Mistaken": False}, "the last tries alone"
+    assert [path.name for path in Path(answer["output"]).iterdir()] == ["part-3"]
+
+    with pytest.raises(PipelineError, match=r"--output: .*Received: one that Airflow runs a pipeline in, by .*.db\. "):
+        clear_interrupted(str(tmp_path / "metadata.db"), str(tmp_path / "root"))
+    assert list((tmp_path / "root" / "Mistaken").iterdir()), "what may still run was left alone"

@@ -18,6 +18,7 @@ from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils
 
 from tfx_pipeline import evaluation, extractors, tfma_metrics
+from trainer import metrics
 from trainer.metrics import Rows
 from transform.errors import DataError
 from transform.examples import CANDIDATE_COUNT, REQUEST_ID, encode, label_key, mask_key, raw_schema
@@ -248,6 +249,26 @@ def test_every_metric_of_every_task_and_slice_equals_the_reference(first, reques
                 reference_metrics(rows, task), abs=1e-6, nan_ok=True
             ), (place, task)
     assert measured.baseline == measured.change == {}
+
+
+def test_weights_count_in_metrics_and_not_in_counts(evaluate, first, requests, tmp_path):
+    random = np.random.default_rng(3)
+    weighted = []
+    for request in requests:
+        weights = random.choice([0.5, 1.0, 4.0], len(request["item"]))
+        masks = {mask_key(task): list(np.array(request[mask_key(task)]) * weights) for task in TASKS}
+        weighted.append({**request, **masks})
+    path, _ = evaluate(GOOD, examples=[write_examples(tmp_path / "examples", weighted)])
+    measured, plain = (evaluation.load_metrics(folder).candidate[()] for folder in (path, first[0]))
+    rows = list(candidates(weighted))
+    for task in TASKS:
+        columns = ([row[key] for row in rows] for key in (label_key(task), f"p_{task}", "request", mask_key(task)))
+        expected = Rows.observed(*map(np.array, columns))
+        for metric in ("auc", "gauc", "ndcg@3", "normalized_entropy", "calibration", "log_loss"):
+            assert measured[task][metric] == pytest.approx(metrics.compute(metric, expected), abs=1e-6), (task, metric)
+            assert abs(measured[task][metric] - plain[task][metric]) > 1e-5
+        for count in ("example_count", "positive_count", "group_count"):
+            assert measured[task][count] == plain[task][count]
 
 
 def test_first_model_is_blessed_by_its_values_and_rare_tasks_are_not_gated(first):

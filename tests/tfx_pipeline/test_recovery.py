@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -57,6 +59,23 @@ def test_a_holder_that_is_killed_holds_nothing(tmp_path, holder):
             pass
     with run_lock(str(tmp_path)):
         pass
+
+
+def test_a_lock_file_that_cannot_be_opened_is_told(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(PipelineError, match=r"--output: .* be written and locked .* Received: .* Is a directory"):
+        with run_lock(str(tmp_path)):
+            pass
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(PipelineError, match="--output: .* No locks available.*on a file system with locks"):
+        with run_lock(str(tmp_path)):
+            pass
 
 
 def killed_in(component: str, function: str, nth: int, output: Path, *arguments: str) -> subprocess.CompletedProcess:

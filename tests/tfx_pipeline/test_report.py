@@ -290,12 +290,18 @@ def test_curves_of_nothing_are_empty():
     assert sum(b.num_weighted_examples.value for b in tfma_plots.calibration_buckets(one_class).buckets) == 3
 
 
-def test_a_weight_counts_as_that_many_rows_in_a_histogram():
+def test_a_histogram_s_rates_are_weighted_and_its_counts_are_the_effective_number_of_rows():
     some = rows(5000, weighted=True)
+    effective = some.weights.sum() ** 2 / (some.weights**2).sum()
+    assert 4000 < effective < 4500
     for plot in (tfma_plots.calibration_buckets, tfma_plots.score_distribution):
         buckets = plot(some).buckets
-        assert sum(b.num_weighted_examples.value for b in buckets) == some.weights.sum() > 5000
-        assert sum(b.total_weighted_label.value for b in buckets) == some.weights[some.labels > 0.5].sum()
+        examples, positives = (
+            sum(getattr(bucket, name).value for bucket in buckets)
+            for name in ("num_weighted_examples", "total_weighted_label")
+        )
+        assert examples == pytest.approx(effective)
+        assert positives / examples == pytest.approx(np.average(some.labels, weights=some.weights))
 
 
 def test_calibration_buckets_are_of_equal_size_and_rare_tasks_have_fewer():

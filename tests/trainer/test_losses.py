@@ -62,6 +62,14 @@ def test_a_weight_counts_as_that_many_candidates(columns, scale):
     np.testing.assert_allclose(masked_bce(logits, labels, weighted), expected, rtol=1e-5)
 
 
+def test_a_weight_counts_as_that_many_candidates_in_infonce(columns):
+    logits, labels, mask = columns
+    repeated = [np.concatenate([array, array[:, :2]], axis=1) for array in columns]
+    weighted = (mask * np.array([2, 2, 1, 1, 1])[:, None]).astype("float32")
+    np.testing.assert_allclose(masked_infonce(logits, labels, weighted), masked_infonce(*repeated), rtol=1e-5)
+    assert np.abs(masked_infonce(logits, labels, weighted) - masked_infonce(*columns)).min() > 1e-3
+
+
 @pytest.mark.parametrize("infonce", [0.0, 0.5])
 def test_labels_that_are_not_there_change_nothing(columns, infonce):
     logits, labels, mask = columns

@@ -688,7 +688,9 @@ def naive_losses(logits, labels, mask, infonce, temperature):
     bce_of_padding=edit(losses.masked_bce, "losses * mask -> losses"),
     one_class_requests_count=edit(losses.masked_infonce, "(positives > 0, negatives > 0) -> (positives > 0, True)"),
     mean_over_all_requests=edit(losses.masked_infonce, "ops.sum(counts, axis=0) -> 1.0 * len(counts)"),
-    padding_in_the_denominator=edit(losses.masked_infonce, "ops.where(mask > 0, logits, _HIDDEN) -> logits"),
+    padding_in_the_denominator=edit(
+        losses.masked_infonce, "ops.where(mask > 0, logits + ops.log(ops.maximum(mask, _TINY)), _HIDDEN) -> logits"
+    ),
 )
 def test_losses_are_those_of_a_plain_loop():
     columns, weights, temperature = loss_columns(), np.array([1.0, 2.0, 0.5]), np.array([0.5, 0.7, 1.0])

@@ -124,6 +124,28 @@ def test_the_loss_falls_and_what_can_be_learned_is_learned(trained):
     assert last["save"]["normalized_entropy"] < 0.8 and 0.8 < last["save"]["calibration"] < 1.2
 
 
+def test_it_trains_into_folders_that_only_tensorflow_s_file_systems_know(small, few):
+    folder = "ram://a-bucket/run"
+    spec = with_training(small.spec, epochs=2, early_stopping=EarlyStopping(task="buy", patience=2))
+    train(spec, small.inputs(), [few], small.transformed["eval"], folder, "ram://a-bucket/checkpoints")
+    for name in ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "training.json", "gradients.json"):
+        assert tf.io.gfile.exists(f"{folder}/{name}"), name
+    assert not tf.io.gfile.glob(f"{folder}/checkpoints/.*")
+
+
+def test_a_watched_task_of_one_class_is_refused_before_the_first_step(small, few, tmp_path, started):
+    def no_positives(values):
+        values["label_buy"] = [0.0] * len(values["label_buy"])
+
+    files = [rewritten(small.transformed["eval"], tmp_path / "eval.gz", no_positives)]
+    spec = with_training(small.spec, epochs=1, early_stopping=EarlyStopping(task="buy", patience=1))
+    with pytest.raises(
+        PipelineError, match="early_stopping.task: a task with positives .* Received: `buy`, 0 positives"
+    ):
+        run(small, tmp_path / "run", spec, [few], files)
+    assert not started
+
+
 def test_without_early_stopping_the_last_epoch_is_the_best(trained, run_dir):
     assert trained.best_epoch == len(trained.epochs) - 1 == EPOCHS[run_dir.name] - 1
 
@@ -379,8 +401,7 @@ def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):
         values[examples.mask_key("share")] = [0.0] * len(values[examples.mask_key("share")])
 
     eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
-    spec = with_training(small.spec, early_stopping=EarlyStopping(task="share", patience=1))
-    trained = run(small, tmp_path / "run", spec, few, eval_files)
+    trained = run(small, tmp_path / "run", with_training(small.spec, epochs=2), few, eval_files)
     assert all(np.isnan(epoch["eval"]["share"]["auc"]) for epoch in trained.epochs)
     assert all(np.isfinite(epoch["eval"]["save"]["auc"]) for epoch in trained.epochs)
     assert len(json.loads((tmp_path / "run" / "training.json").read_text())["epochs"]) == len(trained.epochs)

@@ -202,9 +202,11 @@ def test_windows_end_before_the_day_of_the_request(tmp_path):
 
 
 def test_with_nothing_before_there_is_no_rate(tmp_path):
-    found = features_by_request(counting_spec(), write_files(tmp_path, LOG))["u1|1"]
+    folder = write_files(tmp_path, LOG)
+    found = features_by_request(counting_spec(), folder)["u1|1"]
     assert found["item_click_all_rate"] == near(NAN)
     assert found["item_click_all_count"] == [0]
+    assert beam_requests(counting_spec(), folder)[1]["requests_with_nothing_counted_before"] == 2
 
 
 def labels_turned(day, after_hour=-1.0):
@@ -458,7 +460,7 @@ def test_every_bucket_has_its_share(small_counting):
     ]
     buckets = np.concatenate([tensor["item_buy_2d_rate_bucket"].values.numpy() for tensor in tensors])
     shares = np.bincount(buckets, minlength=11)[1:] / (buckets > 0).sum()
-    assert len(shares) == 10 and shares.max() < 0.25, "equal rates share a bucket"
+    assert len(shares) == 10 and shares.max() < 0.3, "equal rates share a bucket"
 
 
 # === Tables ===

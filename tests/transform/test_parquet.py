@@ -86,6 +86,20 @@ def test_values_become_texts(tmp_path):
     assert read_header(str(tmp_path / "t.parquet")) == list(rows)
 
 
+def test_columns_that_nobody_asked_for_are_not_read_unless_for_the_digest(tmp_path):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"a": ["x", "y"], "big": ["ä" * 999, "ö" * 999], "b": [1, 2]}).to_parquet(path, compression=None)
+    content = path.read_bytes()
+    path.write_bytes(content.replace("ä".encode() * 99, b"\xff" * 198))
+    rows = list(read_rows(str(path), ["b", "a"]))
+    assert [row.values for row in rows] == [("1", "x"), ("2", "y")] and {row.digest for row in rows} == {b""}
+    with pytest.raises(DataError, match="t.parquet: a readable Parquet file is expected"):
+        list(read_rows(str(path), ["b", "a"], with_digest=True))
+    path.write_bytes(content)
+    first, second = read_rows(str(path), ["b"], with_digest=True)
+    assert first.digest != second.digest
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_damaged_file_is_a_data_error(tmp_path, damage):
     write_files(tmp_path, LOG, PAST_ROWS)

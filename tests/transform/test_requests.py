@@ -163,12 +163,14 @@ def test_outcomes_of_a_request_are_no_inputs_of_it(tmp_path, tied):
         for place, item in enumerate("abcdefg")
     ]
     log += [impression("a", 50, day=3)]
+    for row in log:
+        row["weight"] = "1"
     changes = {"features.context.0.pick": "first", "request.max_candidates": 3, "sequences.0.length": 20}
-    spec = toy_spec({**changes, **OBSERVED})
+    spec = toy_spec({**changes, **OBSERVED, "request.weight": "weight"})
     inputs = [*examples.input_dtypes(spec), examples.REQUEST_ID, examples.REQUEST_TIME]
     calm = requests_by_id(spec, write_files(tmp_path, log))
     for place, row in enumerate(log[1:-1]):
-        row.update(clicked="1", liked="1", shared=str(place % 2), seconds=str(100 + 7 * place))
+        row.update(clicked="1", liked="1", shared=str(place % 2), seconds=str(100 + 7 * place), weight=str(9 - place))
     lively = requests_by_id(spec, write_files(tmp_path, log))
     for before, after in zip(calm["u1|2"], lively["u1|2"], strict=True):
         assert {key: before[key] for key in inputs} == {key: after[key] for key in inputs}
@@ -362,7 +364,7 @@ def test_masks_are_the_weights_of_what_is_observed(tmp_path):
     ]
     spec = toy_spec({"request.weight": "weight", "tasks.1.observed_when": "click"})
     values = requests_by_id(spec, write_files(tmp_path, log))["u1|1"]
-    assert values["label_click"] == [1.0, 1.0, 0.0]
+    assert values["label_click"] == [1.0, 0.0, 0.0]
     assert values["mask_click"] == [2.5, 0.0, 0.0]
     assert values["mask_like"] == [2.5, 0.0, 0.0]
     assert values["mask_share"] == [2.5, 0.0, 1.0]

@@ -328,6 +328,10 @@ BROKEN = {
         {"features.candidate.4.column": "seconds"},
         ["features.candidate `bid`", "column `seconds`", "listed in data.outcomes", "it would leak"],
     ),
+    "weight as a feature": (
+        {"request.weight": "bid"},
+        ["features.candidate `bid`", "column `bid`", "the weight of impressions", "it would leak"],
+    ),
     "set of a user": (
         {"features.user.0.type": "categorical_set"},
         ["features.user `country`", "`categorical` or `numeric` is expected", "Received: `categorical_set`"],

@@ -114,7 +114,7 @@ def plain_requests(spec, folder, for_scoring=False):
     places = [sources.columns["log"].index(key) for key in keys]
     rows_of = {}
     for path in sources.files["log"]:
-        for row in read_rows(path, sources.columns["log"]):
+        for row in read_rows(path, sources.columns["log"], with_digest=True):
             rows_of.setdefault("|".join(row.values[place] for place in places), []).append(row)
     builder, counts, found = RequestBuilder(spec, sources), Counter(), []
     for key, rows in rows_of.items():
