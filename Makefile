@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,17 @@ kubeflow-test: $(STAMP)  ## Compile the pipeline for Vertex AI and Kubeflow, and
 test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
 	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile tests/transform tests/trainer tests/serving
 
+fuzz-attention: $(STAMP)  ## Run 1,000 random cases of the fused attention against the reference
+	PYTHONPATH=. $(PY) tests/trainer/fuzz_attention.py
+
+test-asan: $(STAMP)  ## Run random cases of the fused attention under the address sanitizer, every build of it
+	rm -rf "$(OUT)/asan"
+	ONERANK_CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1" \
+		$(PY) setup.py --quiet build --build-base "$(OUT)/asan" --build-lib "$(OUT)/asan/lib"
+	for kernels in plain avx2 avx512; do \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_ATTENTION_KERNELS=$$kernels \
+		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_attention.py --cases 200 || exit 1; \
+	done
 notebooks: $(STAMP)  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
 	rm -rf "$(OUT)/notebooks"
 	SPEC="$(SPEC)" DATA="$(DATA)" OUT="$(OUT)/notebooks" $(PY) scripts/notebooks.py notebooks/*.ipynb
@@ -112,7 +123,7 @@ anew-$(1):
 	python=$$$$(scripts/find_python.sh $(3)) && rm -rf $(1) && "$$$$python" -m venv $(1)
 endif
 
-$(1)/.installed: $(2) $$(BUILD) pyproject.toml setup.py
+$(1)/.installed: $(2) $$(BUILD) pyproject.toml setup.py $$(wildcard trainer/ops/cc/*)
 	rm -f $$@
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $$(UV)
 	$(1)/bin/uv pip install --python $(1)/bin/python --compile-bytecode --require-hashes --build-constraints $$(BUILD) -r $(2)

@@ -1,5 +1,88 @@
-"""Set-up; everything is declared in pyproject.toml."""
+"""Set-up: everything is declared in pyproject.toml but the fused attention, which is built here where it can be."""
 
-from setuptools import setup
+import os
+import platform
+import shutil
 
-setup()
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = "trainer/ops/cc"
+LIBRARY = "libonerank_attention.so"
+X86 = platform.machine() in ("x86_64", "AMD64")
+# The kernels' builds: the floats of a vector, and the instructions. Which one runs is chosen at run time.
+KERNELS = {"plain": (4, [])}
+if X86:
+    KERNELS["avx2"] = (8, ["-march=x86-64-v3"])
+    KERNELS["avx512"] = (16, ["-march=x86-64-v4", "-mprefer-vector-width=512"])
+FLAGS = ["-O3", "-g0", "-fPIC", "-std=c++17", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS += ["-Wno-maybe-uninitialized"]  # g++ 12's own headers
+
+
+class BuildAttention(build_ext):
+    """Builds the operation against the TensorFlow that is installed, or says in one line why not."""
+
+    def run(self):
+        """Builds; without a compiler or TensorFlow there is nothing to build, and the portable attention serves."""
+        why_not = self._why_not()
+        if why_not:
+            self.extensions = []
+            print(f"onerank: the fused attention is not built, the portable one will be used: {why_not}", flush=True)
+        super().run()
+
+    def get_ext_filename(self, fullname):
+        """It is a library for TensorFlow, not a module of Python's."""
+        return os.path.join(*fullname.split(".")[:-1], LIBRARY)
+
+    def build_extension(self, ext):
+        """Compiles the kernels once for each set of instructions, and links them with the operation."""
+        import tensorflow as tf
+
+        options = FLAGS + os.environ.get("ONERANK_CXXFLAGS", "").split()
+        macros = [("ONERANK_TENSORFLOW", f'"{tf.__version__}"')] + [("ONERANK_X86", "1")] * X86
+        kernels, *others = ext.sources
+        objects = []
+        for name, (lanes, instructions) in KERNELS.items():
+            objects += self.compiler.compile(
+                [kernels],
+                output_dir=os.path.join(self.build_temp, name),
+                macros=[("ONERANK_KERNELS", name), ("ONERANK_LANES", str(lanes))],
+                extra_postargs=options + instructions,
+            )
+        tensorflow = [flag for flag in tf.sysconfig.get_compile_flags() if "std=" not in flag]
+        objects += self.compiler.compile(
+            others, output_dir=self.build_temp, macros=macros, extra_postargs=options + tensorflow
+        )
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=options + tf.sysconfig.get_link_flags(),
+            target_lang="c++",
+        )
+
+    def _why_not(self):
+        compiler = os.environ.get("CXX", "g++").split()[0]
+        if shutil.which(compiler) is None:
+            return f"there is no C++ compiler ({compiler}); install one or set CXX"
+        os.environ.setdefault("CXX", compiler)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        try:
+            import tensorflow  # noqa: F401
+        except ImportError:
+            return (
+                "TensorFlow is not there while building; install it first, then this package with --no-build-isolation"
+            )
+        return None
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "trainer.ops.libonerank_attention",
+            [f"{SOURCES}/{name}.cc" for name in ("attention_kernels", "attention_dispatch", "attention_op")],
+            depends=[f"{SOURCES}/{name}.h" for name in ("attention", "vectors")],
+            optional=True,  # where it does not compile, the portable attention serves as well
+        )
+    ],
+    cmdclass={"build_ext": BuildAttention},
+)

@@ -10,13 +10,15 @@ import keras
 import tensorflow as tf
 
 from trainer.models.base import RankingModel, empty_batch
+from trainer.ops.structured_attention import attention_kernel
 
 
 def request_flops(model: RankingModel, candidates: int, events: int) -> int:
     """Floating-point operations to score one request, context encoded anew.
 
     Counted are matrix products and einsums, 2 for a multiplication and its addition, from the static shapes of the
-    traced graph, as far as the logits depend on them; what is element-wise is left out.
+    traced graph, as far as the logits depend on them; what is element-wise is left out. Attention is counted as the
+    portable kernel computes it.
 
     Args:
         model: RankingModel. With its variables created.
@@ -28,7 +30,8 @@ def request_flops(model: RankingModel, candidates: int, events: int) -> int:
     """
     batch = empty_batch(model.inputs_spec, candidates, events)
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), batch)
-    traced = tf.function(lambda b: model(b, training=False)).get_concrete_function(signature)
+    with attention_kernel("portable"):
+        traced = tf.function(lambda b: model(b, training=False)).get_concrete_function(signature)
     return sum(_flops(operation) for operation in _needed(traced.graph.outputs))
 
 

@@ -22,6 +22,8 @@ def test_operations_are_those_counted_by_hand():
     by_part = {
         "candidate's token": N * 5 * D,
         "block: query, key, value, merge, feed-forward": tokens * (4 * square + ffn),
+        "block: scores of 2 heads with 3 columns more, own candidate and itself": 2 * tokens * 2 * (D // 2 + 3),
+        "block: sums of 2 heads": tokens * 2 * D,
         "descriptor": 4 * D + K * square,
         "candidate attention: to and from heads": K * 4 * square,
         "candidate attention: scores and sums of 2 heads": K * 2 * (2 * N * D),

@@ -28,11 +28,20 @@ from trainer.layers.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
 from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.models.base import empty_batch
 from trainer.models.onerank import OneRank
-from trainer.ops import structured_attention
+from trainer.ops import portable_attention
+from trainer.ops.structured_attention import attention_kernel, structured_attention
 
 K, D, HEADS = len(INPUTS.tasks), 12, 2
 OTHERS = ~np.eye(K, dtype=bool)
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
+
+
+@pytest.fixture(autouse=True)
+def portable():
+    """The kernel that bugs can be planted in; `test_structured_attention.py` holds the others to it."""
+    with attention_kernel("portable"):
+        yield
+
 
 # === Bugs: functions that plant themselves ===
 
@@ -67,20 +76,20 @@ def edit(function, *changes):
 def group_attention_where(reads):
     """The bug of group attention in which token a of group i reads token c of group j where `reads(i, a, j, c)`."""
 
-    def attend(queries, keys, values, context_keys, context_values, context_mask, candidate_bias):
-        b, h, n, g, e = queries.shape
-        places = list(np.ndindex(n, g))
+    def attend(queries, keys, values, visibility, mask=None, context=None, bias=None):
+        if context is None:
+            return structured_attention(queries, keys, values, visibility, mask)
+        (b, _, m, e), g = queries.shape, visibility.group_size
+        places = list(np.ndindex(m // g, g))
         table = np.array([[reads(*query, *key) for key in places] for query in places])
-        to_context = np.broadcast_to(context_mask[:, None], (b, n * g, context_mask.shape[1]))
-        visible = np.concatenate([to_context, np.broadcast_to(table, (b, n * g, n * g))], axis=-1)[:, None]
-        queries, keys, values = (ops.reshape(part, (b, h, n * g, e)) for part in (queries, keys, values))
-        keys, values = ops.concatenate([context_keys, keys], 2), ops.concatenate([context_values, values], 2)
-        is_item = np.array([0] * context_mask.shape[1] + [c == 0 for _, c in places], "float32")
-        scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + candidate_bias[:, None, None] * is_item
-        scores = ops.where(visible, scores, -1e9)
-        return ops.reshape(ops.matmul(ops.softmax(scores), values), (b, h, n, g, e))
+        to_context = np.broadcast_to(context.mask[:, None], (b, m, context.mask.shape[1]))
+        visible = np.concatenate([to_context, np.broadcast_to(table, (b, m, m))], axis=-1)[:, None]
+        keys, values = ops.concatenate([context.keys, keys], 2), ops.concatenate([context.values, values], 2)
+        is_item = np.array([0] * context.mask.shape[1] + [c == 0 for _, c in places], "float32")
+        scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + bias[:, None, None] * is_item
+        return ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values)
 
-    return lambda monkeypatch: monkeypatch.setattr(private_channel_block, "group_attention", attend)
+    return lambda monkeypatch: monkeypatch.setattr(private_channel_block, "structured_attention", attend)
 
 
 def right_rule(i, a, j, c):
@@ -89,9 +98,8 @@ def right_rule(i, a, j, c):
 
 TASKS_TALK = group_attention_where(lambda i, a, j, c: i == j and (c == 0 or a > 0))
 ITEM_READS_TASKS = group_attention_where(lambda i, a, j, c: i == j and (a == c or 0 in (a, c)))
-context_attention, group_attention = structured_attention.context_attention, structured_attention.group_attention
-NOT_CAUSAL = edit(context_attention, "place[None, :] <= place[:, None] -> place[None, :] >= 0")
-CONTEXT_MASK_DROPPED = edit(context_attention, "mask[:, None, None, :] -> True")
+NOT_CAUSAL = edit(portable_attention._list_attention, '== "before" -> == "never"')
+CONTEXT_MASK_DROPPED = edit(portable_attention._list_attention, "_hidden(mask, -> _hidden(ops.ones_like(mask),")
 MASKED_SCORES = "ops.where(candidate_mask[:, None, None, :], scores, HIDDEN)"
 ANCHORS_FIRST = edit(ContextTokenizer.__init__, 'sequence.role == "anchor") -> sequence.role != "anchor")')
 MARKS_AROUND_NOTHING = edit(ContextTokenizer.call, "ops.any(mask, -> ops.any(ops.ones_like(mask),")
@@ -251,7 +259,9 @@ def test_padded_candidates_are_inert():
 
 @fails_under(
     mask_dropped_in_context=CONTEXT_MASK_DROPPED,
-    mask_dropped_in_groups=edit(group_attention, "context_mask[:, None, None, None, :] -> True"),
+    mask_dropped_in_groups=edit(
+        portable_attention._group_attention, "_hidden(context.mask, -> _hidden(ops.ones_like(context.mask),"
+    ),
     positions_count_padding=edit(ContextTokenizer.call, "_age(mask, -> _age(ops.ones_like(mask),"),
     marks_around_nothing=MARKS_AROUND_NOTHING,
 )
@@ -362,16 +372,16 @@ NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
 @fails_under(
     context_is_not_causal=NOT_CAUSAL,
     context_mask_dropped=CONTEXT_MASK_DROPPED,
-    candidate_counts_twice=edit(group_attention, "[:, None] > 0 -> [:, None] >= 0"),
-    no_candidate_bias=edit(group_attention, "to_candidate + ops.cast( -> to_candidate + 0 * ops.cast("),
-    no_scaling=edit(structured_attention._scaled, " * (queries.shape[-1] ** -0.5) -> "),
+    candidate_counts_twice=edit(portable_attention._own_scores, "place > 0 -> place >= 0"),
+    no_candidate_bias=edit(portable_attention._own_scores, "+ ops.cast(bias -> + 0 * ops.cast(bias"),
+    no_scaling=edit(portable_attention.portable_attention, " * (queries.shape[-1] ** -0.5) -> "),
     caches_of_one_block=edit(OneRank._candidate_states, '["keys_values"][:, index] -> ["keys_values"][:, 0]'),
     task_tokens_in_spite_of_the_flag=edit(
         OneRank.__init__, "self.task_tokens = task_tokens -> self.task_tokens = True", "k if task_tokens else 0 -> k"
     ),
     no_gradient_into_the_cache=edit(
         private_channel_block.PrivateChannelBlock.call,
-        "values, context_cache[:, 0] -> values, ops.stop_gradient(context_cache)[:, 0]",
+        "Context(context_cache[:, 0] -> Context(ops.stop_gradient(context_cache)[:, 0]",
     ),
 )
 def test_states_and_gradients_are_those_of_one_dense_mask():
@@ -397,7 +407,7 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
         assert np.isfinite(logits).all() and logits.shape == r.shape[:3]
 
 
-def test_bugs_of_group_attention_differ_from_it_in_the_rule_alone(monkeypatch):
+def test_bugs_of_the_groups_attention_differ_from_it_in_the_rule_alone(monkeypatch):
     model, batch = made(), random_batch(CANDIDATES, EVENTS)
     expected = logits_of(model, batch)
     group_attention_where(right_rule)(monkeypatch)

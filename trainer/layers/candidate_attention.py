@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.ops.structured_attention import HIDDEN, softmax
+from trainer.ops.softmax import HIDDEN, softmax
 
 
 @keras.saving.register_keras_serializable(package="onerank")

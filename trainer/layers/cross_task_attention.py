@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.ops.structured_attention import HIDDEN, softmax
+from trainer.ops.softmax import HIDDEN, softmax
 
 NAMED = ("parallel", "full", "cascade")
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.ops.structured_attention import context_attention, group_attention
+from trainer.ops.structured_attention import CAUSAL, Context, Visibility, structured_attention
 
 # e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first, and the
 # candidate's token gives it to itself. Without, the candidate starts with one part in U + 2, and what tells candidates
@@ -97,14 +97,11 @@ class PrivateChannelBlock(keras.layers.Layer):
         queries, keys, values = self._heads(self.project(self.attention_norm(flat)))
         if context_cache is None:
             context_cache = ops.stack([keys, values], axis=1)
-            read = context_attention(queries, keys, values, context_mask)
+            read = structured_attention(queries, keys, values, CAUSAL, context_mask)
         else:
-            grouped = (shape[0], self.heads, shape[1], shape[2], shape[3] // self.heads)
-            queries, keys, values = (ops.reshape(part, grouped) for part in (queries, keys, values))
-            read = group_attention(
-                queries, keys, values, context_cache[:, 0], context_cache[:, 1], context_mask, self.candidate_bias
-            )
-            read = ops.reshape(read, (shape[0], self.heads, shape[1] * shape[2], shape[3] // self.heads))
+            context = Context(context_cache[:, 0], context_cache[:, 1], context_mask)
+            groups = Visibility("first", tokens.shape[2])
+            read = structured_attention(queries, keys, values, groups, context=context, bias=self.candidate_bias)
         read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), ops.shape(flat))
         flat = flat + self.drop(self.merge(read), training=training)
         flat = flat + self.drop(self.ffn_out(self.ffn_in(self.ffn_norm(flat))), training=training)

@@ -1,89 +1,123 @@
-"""Attention of a user's context and of candidate groups, without a tensor of all tokens by all tokens.
-
-Who may read whom (a group is a candidate's token, then its task tokens):
-
-| query | context | own candidate token | itself | all else |
-|---|---|---|---|---|
-| context token | itself and what is before | no | yes | no |
-| candidate token | all | itself | yes | no |
-| task token | all | yes | yes | no |
-
-A context token is scored against the context; a token of a group against the context, its candidate token and itself:
-U + 2 scores under one softmax. In a mask over all tokens that would be U + N (1 + K) scores, nearly all of them hidden.
-
-Softmax is computed in float32, whatever the dtype of the tensors.
-"""
+"""Attention under OneRank's visibility and its like, without a tensor of all tokens by all tokens."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 from keras import ops
 
-HIDDEN = -1e9  # a score that leaves nothing after the softmax, and is finite where all scores are hidden
+from trainer.ops.portable_attention import portable_attention
+from trainer.ops.reference_attention import reference_attention
+from trainer.ops.visibility import CAUSAL, Context, Visibility
+
+KERNELS = ("auto", "fused", "portable", "reference")
+
+_setting = ["auto"]
 
 
-def context_attention(queries: Any, keys: Any, values: Any, mask: Any) -> Any:
-    """Causal attention within the context.
-
-    Args:
-        queries: Float [B, H, U, d/H].
-        keys: Float [B, H, U, d/H].
-        values: Float [B, H, U, d/H].
-        mask: Bool [B, U]. True where a token is.
-
-    Returns:
-        Float [B, H, U, d/H]. What padded tokens get means nothing.
-    """
-    scores = _scaled(ops.einsum("bhqd,bhkd->bhqk", queries, keys), queries)
-    place = ops.arange(ops.shape(keys)[2])
-    visible = ops.logical_and(place[None, :] <= place[:, None], mask[:, None, None, :])
-    weights = softmax(ops.where(visible, scores, HIDDEN))
-    return ops.einsum("bhqk,bhkd->bhqd", ops.cast(weights, values.dtype), values)
-
-
-def group_attention(
+def structured_attention(
     queries: Any,
     keys: Any,
     values: Any,
-    context_keys: Any,
-    context_values: Any,
-    context_mask: Any,
-    candidate_bias: Any,
+    visibility: Visibility = CAUSAL,
+    mask: Any = None,
+    context: Context | None = None,
+    bias: Any = None,
 ) -> Any:
-    """Attention of candidate groups: to the context, to the group's first token, and to oneself.
+    """Attention of a list's tokens to a context and to their own groups.
+
+    Scores are scaled by D^-0.5. Scores, softmax and sums are float32 whatever the dtype of the tensors; the portable
+    kernel sums values in their own. All kernels (see `attention_kernel`) give the same numbers.
 
     Args:
-        queries: Float [B, H, N, G, d/H]. G tokens a group, the candidate's first.
-        keys: Float [B, H, N, G, d/H].
-        values: Float [B, H, N, G, d/H].
-        context_keys: Float [B, H, U, d/H]; U may be 0.
-        context_values: Float [B, H, U, d/H].
-        context_mask: Bool [B, U]. True where a token is.
-        candidate_bias: Float [H]. Added to the scores of the group's first token.
+        queries: Float [B, H, Q, D], of the last Q tokens of the list; of all M where it has groups.
+        keys: Float [B, H, M, D].
+        values: Float [B, H, M, D].
+        visibility: Visibility. Who reads whom. Defaults to `CAUSAL`.
+        mask: Bool [B, M]. True where a token is; the others are read by nobody, and get zeros. Defaults to None: all.
+        context: Context. Keys, values and mask of the tokens that all read. Defaults to None.
+        bias: Float [H]. Added to the scores of a group's first token, where `visibility.reads` is `"first"`. Defaults
+            to None.
 
     Returns:
-        Float [B, H, N, G, d/H].
+        Float [B, H, Q, D].
+
+    Raises:
+        ValueError: when a bias is given that no score takes.
     """
-    to_context = _scaled(ops.einsum("bhngd,bhud->bhngu", queries, context_keys), queries)
-    to_context = ops.where(context_mask[:, None, None, None, :], to_context, HIDDEN)
-    to_candidate = _scaled(ops.sum(queries * keys[:, :, :, :1], axis=-1, keepdims=True), queries)
-    to_candidate = to_candidate + ops.cast(candidate_bias, "float32")[:, None, None, None]
-    to_itself = _scaled(ops.sum(queries * keys, axis=-1, keepdims=True), queries)
-    # the candidate's token is itself: it counts once
-    is_task = ops.arange(queries.shape[3])[:, None] > 0
-    to_itself = ops.where(is_task, to_itself, HIDDEN)
-    weights = softmax(ops.concatenate([to_context, to_candidate, to_itself], axis=-1))
-    weights = ops.cast(weights, values.dtype)
-    of_context = ops.einsum("bhngu,bhud->bhngd", weights[..., :-2], context_values)
-    return of_context + weights[..., -2:-1] * values[:, :, :, :1] + weights[..., -1:] * values
+    if bias is not None and visibility.reads != "first":
+        raise ValueError(f'`bias` is for reads="first". Received: {visibility}. Leave it out.')
+    b, h, m, d = (ops.shape(keys)[axis] for axis in range(4))
+    # the casts: when Keras builds a model by shapes alone, all its inputs are float32
+    mask = ops.ones((b, m), "bool") if mask is None else ops.cast(mask, "bool")
+    bias = ops.zeros((h,), "float32") if bias is None else bias
+    if context is None:
+        nothing = ops.zeros((b, h, 0, d), keys.dtype)
+        context = Context(nothing, nothing, ops.zeros((b, 0), "bool"))
+    context = context._replace(mask=ops.cast(context.mask, "bool"))
+    return _kernel(queries)(queries, keys, values, visibility, mask, context, bias)
 
 
-def softmax(scores: Any) -> Any:
-    """Softmax over the last axis, and no warning from Keras where that is a single candidate, token or task."""
-    # not ones_like: variables without any gradient would make optimizers warn
-    return 1 + 0 * scores if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
+@contextlib.contextmanager
+def attention_kernel(name: str) -> Iterator[None]:
+    """Sets the kernel of all structured attention that is called, or traced, inside.
+
+    Args:
+        name: str. `"fused"`: the TensorFlow operation in C++; where XLA compiles, the portable kernel all the same.
+            `"portable"`: keras.ops. `"reference"`: one mask over all tokens, for tests. `"auto"`, the setting from the
+            start: fused where the operation is built and takes the tensors, else portable; the log says so once.
+
+    Raises:
+        ValueError: on another name.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"The attention's kernel should be one of {', '.join(KERNELS)}. Received: {name}. Use auto.")
+    before = _setting[0]
+    _setting[0] = name
+    try:
+        yield
+    finally:
+        _setting[0] = before
 
 
-def _scaled(scores: Any, queries: Any) -> Any:
-    return ops.cast(scores, "float32") * (queries.shape[-1] ** -0.5)
+def _kernel(queries: Any) -> Callable[..., Any]:
+    name = _setting[0]
+    if name == "reference":
+        return reference_attention
+    if name == "portable":
+        return portable_attention
+    why_not = _why_not_fused(queries, name == "auto")
+    _say_once(f"portable ({why_not})" if why_not else "fused")
+    if why_not:
+        return portable_attention
+    from trainer.ops.fused_attention import fused_attention
+
+    return fused_attention
+
+
+def _why_not_fused(queries: Any, asked: bool) -> str | None:
+    """Why the fused kernel is not taken; when it was demanded, only what no user can change counts."""
+    if keras.backend.backend() != "tensorflow":
+        return f"the backend is {keras.backend.backend()}"
+    from trainer.ops import fused_attention
+
+    if fused_attention.compiled_by_xla():
+        return "XLA compiles"
+    if not asked:
+        return None
+    dtype, depth = keras.backend.standardize_dtype(queries.dtype), queries.shape[-1]
+    if dtype not in ("float32", "bfloat16"):
+        return f"the dtype is {dtype}"
+    if depth is None or depth > fused_attention.MAX_DEPTH:
+        return f"heads are {depth} wide, {fused_attention.MAX_DEPTH} is the widest"
+    return fused_attention.unavailable()
+
+
+@functools.cache
+def _say_once(what: str) -> None:
+    logging.info("Structured attention: %s", what)

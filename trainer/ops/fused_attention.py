@@ -1,0 +1,113 @@
+"""Structured attention as a TensorFlow operation in C++: the only module of the model that is TensorFlow's.
+
+`setup.py` builds it from `trainer/ops/cc`, for the version of TensorFlow that is there. Tiles of scores stay in the
+processor's cache, forward and backward; no tensor of them exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.ops.visibility import Context, Visibility
+
+LIBRARY = Path(__file__).with_name("libonerank_attention.so")
+MAX_DEPTH = 128
+_BUILT_AGAINST = re.compile(rb"onerank built against TensorFlow ([^;]*);")
+
+
+def fused_attention(
+    queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context, bias: Any
+) -> Any:
+    """See `structured_attention`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: on wrong shapes and dtypes. TensorFlow makes a ValueError of wrong shapes
+            while it traces a graph.
+        RuntimeError: when the operation is not there, see `unavailable`.
+    """
+    given = {"queries": queries, "keys": keys, "values": values, "context.keys": context.keys}
+    given["context.values"] = context.values
+    dtype = tf.convert_to_tensor(queries).dtype
+    for name, tensor in given.items():
+        if dtype not in (tf.float32, tf.bfloat16) or tf.convert_to_tensor(tensor).dtype != dtype:
+            received = tf.convert_to_tensor(tensor).dtype.name
+            raise tf.errors.InvalidArgumentError(
+                None, None, f"`{name}` should be float32 or bfloat16, as `queries`. Received: {received}."
+            )
+    for name, tensor in {"mask": mask, "context.mask": context.mask}.items():
+        if tf.convert_to_tensor(tensor).dtype != tf.bool:
+            received = tf.convert_to_tensor(tensor).dtype.name
+            raise tf.errors.InvalidArgumentError(None, None, f"`{name}` should be bool. Received: {received}.")
+    out, _ = _library().one_rank_attention(
+        queries=queries,
+        keys=keys,
+        values=values,
+        mask=mask,
+        context_keys=context.keys,
+        context_values=context.values,
+        context_mask=context.mask,
+        bias=tf.cast(bias, tf.float32),
+        reads=visibility.reads,
+        group_size=visibility.group_size or 0,
+    )
+    return out
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the operation can't be used here, or None."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} is not built"
+    found = _BUILT_AGAINST.search(LIBRARY.read_bytes())
+    version = found[1].decode() if found else "an unknown TensorFlow"
+    if version != tf.__version__:
+        return f"{LIBRARY.name} was built against {version}, this is TensorFlow {tf.__version__}: install onerank again"
+    if tf.config.list_physical_devices("GPU"):
+        return "it runs on processors, and a GPU is there"
+    return None
+
+
+def compiled_by_xla() -> bool:
+    """Whether what is traced now is to be compiled by XLA, which knows nothing of the operation."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        if context is not None and context.IsXLAContext():
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+@functools.cache
+def _library() -> Any:
+    why_not = unavailable()
+    if why_not:
+        raise RuntimeError(f"The fused attention can't be used: {why_not}. Use the kernel `auto` or `portable`.")
+    library = tf.load_op_library(str(LIBRARY))
+
+    @tf.RegisterGradient("OneRankAttention")
+    def _gradient(op: Any, grad_out: Any, _: Any) -> list[Any]:
+        queries, keys, values, mask, context_keys, context_values, context_mask, bias = op.inputs
+        of_queries, of_keys, of_values, of_context_keys, of_context_values, of_bias = library.one_rank_attention_grad(
+            queries=queries,
+            keys=keys,
+            values=values,
+            mask=mask,
+            context_keys=context_keys,
+            context_values=context_values,
+            context_mask=context_mask,
+            bias=bias,
+            out=op.outputs[0],
+            lse=op.outputs[1],
+            grad_out=grad_out,
+            reads=op.get_attr("reads"),
+            group_size=op.get_attr("group_size"),
+        )
+        return [of_queries, of_keys, of_values, None, of_context_keys, of_context_values, None, of_bias]
+
+    return library

@@ -1,0 +1,54 @@
+"""Who reads whom in structured attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+READS = ("first", "before", "all")
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who reads whom in a list of M tokens that is cut into groups of equal size.
+
+    Token i of the group [s, e) reads the whole context (tokens beside the list, see `Context`), and of the list the
+    intervals
+
+    | `reads` | intervals | such as |
+    |---|---|---|
+    | `"first"` | [s, s + 1) and [i, i + 1) | OneRank's groups: a candidate's token, then its task tokens |
+    | `"before"` | [s, i + 1) | a causal list; OneTrans's tokens of a candidate behind its user's sequence |
+    | `"all"` | [s, e) | tokens without an order |
+
+    Masked tokens are read by nobody, and get zeros.
+
+    Args:
+        reads: str. `"first"`, `"before"` or `"all"`. Defaults to `"before"`.
+        group_size: int. The tokens of a group. Defaults to None: the list is one group, and queries may be those of its
+            last tokens alone.
+    """
+
+    reads: str = "before"
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reads not in READS:
+            raise ValueError(
+                f"`reads` should be one of {', '.join(READS)}. Received: `reads={self.reads}`. Use before."
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(
+                f"`group_size` should be at least 1. Received: `group_size={self.group_size}`. Use None for one group."
+            )
+
+
+CAUSAL = Visibility("before")
+
+
+class Context(NamedTuple):
+    """The tokens that all tokens of a list read: keys and values [B, H, U, D], mask bool [B, U]; U may be 0."""
+
+    keys: Any
+    values: Any
+    mask: Any
