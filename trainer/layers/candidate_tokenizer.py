@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.token_dense import TokenDense
+
 
 @keras.saving.register_keras_serializable(package="onerank")
 class CandidateTokenizer(keras.layers.Layer):
@@ -46,7 +48,7 @@ class CandidateTokenizer(keras.layers.Layer):
 
     def build(self, candidates_shape: Any) -> None:
         """Creates the projection and the task tokens."""
-        self.project = keras.layers.Dense(self.d, dtype=self.dtype_policy, name="candidate")
+        self.project = TokenDense(self.d, dtype=self.dtype_policy, name="candidate")
         self.project.build(candidates_shape)
         if self.tasks:
             self.task_tokens = self.add_weight(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from trainer.layers.token_dense import TokenDense
 from trainer.ops.softmax import HIDDEN, softmax
 
 NAMED = ("parallel", "full", "cascade")
@@ -78,12 +79,12 @@ class CrossTaskAttention(keras.layers.Layer):
         weights = visibility_matrix(self.visibility, k)
         self.log_visibility = np.where(weights > 0, np.log(np.maximum(weights, 1e-30)), HIDDEN).astype("float32")
         dtype = self.dtype_policy
-        self.project_query = keras.layers.Dense(d, use_bias=False, dtype=dtype, name="query")
-        self.project_key_value = keras.layers.Dense(2 * d, use_bias=False, dtype=dtype, name="key_value")
-        self.merge = keras.layers.Dense(d, use_bias=False, dtype=dtype, name="merge_heads")
+        self.project_query = TokenDense(d, use_bias=False, dtype=dtype, name="query")
+        self.project_key_value = TokenDense(2 * d, use_bias=False, dtype=dtype, name="key_value")
+        self.merge = TokenDense(d, use_bias=False, dtype=dtype, name="merge_heads")
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="attention_norm")
-        self.ffn_in = keras.layers.Dense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
-        self.ffn_out = keras.layers.Dense(d, dtype=dtype, name="ffn_out")
+        self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
+        self.ffn_out = TokenDense(d, dtype=dtype, name="ffn_out")
         self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="ffn_norm")
         for layer in (self.project_query, self.project_key_value, self.merge, self.attention_norm, self.ffn_in):
             layer.build((None, k, d))

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.token_dense import TokenDense
 from trainer.ops.structured_attention import CAUSAL, Context, Visibility, structured_attention
 
 # e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first, and the
@@ -33,7 +34,8 @@ class PrivateChannelBlock(keras.layers.Layer):
     Call arguments:
         tokens: Float [B, U, d], the context, or [B, N, 1 + K, d], the groups; U may be 0.
         context_mask: Bool [B, U]. True where a context token is.
-        context_cache: Float [B, 2, H, U, d/H], optional. The context's keys and values; with it, tokens are groups.
+        context_cache: pair of Float [B, H, U, d/H], optional. The context's keys and values; with it, tokens are
+            groups.
         training: bool.
 
     Returns:
@@ -74,11 +76,11 @@ class PrivateChannelBlock(keras.layers.Layer):
             raise ValueError(f"`heads` should divide d. Received: `heads={self.heads}`, d = {d}. Use 4 heads and d 64.")
         dtype = self.dtype_policy
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="attention_norm")
-        self.project = keras.layers.Dense(3 * d, use_bias=False, dtype=dtype, name="query_key_value")
-        self.merge = keras.layers.Dense(d, use_bias=False, dtype=dtype, name="merge_heads")
+        self.project = TokenDense(3 * d, use_bias=False, dtype=dtype, name="query_key_value")
+        self.merge = TokenDense(d, use_bias=False, dtype=dtype, name="merge_heads")
         self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="ffn_norm")
-        self.ffn_in = keras.layers.Dense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
-        self.ffn_out = keras.layers.Dense(d, dtype=dtype, name="ffn_out")
+        self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
+        self.ffn_out = TokenDense(d, dtype=dtype, name="ffn_out")
         self.candidate_bias = self.add_weight(
             shape=(self.heads,), initializer=keras.initializers.Constant(CANDIDATE_BIAS), name="candidate_bias"
         )
@@ -96,10 +98,10 @@ class PrivateChannelBlock(keras.layers.Layer):
         flat = tokens if context_cache is None else ops.reshape(tokens, (shape[0], shape[1] * shape[2], shape[3]))
         queries, keys, values = self._heads(self.project(self.attention_norm(flat)))
         if context_cache is None:
-            context_cache = ops.stack([keys, values], axis=1)
+            context_cache = (keys, values)
             read = structured_attention(queries, keys, values, CAUSAL, context_mask)
         else:
-            context = Context(context_cache[:, 0], context_cache[:, 1], context_mask)
+            context = Context(*context_cache, context_mask)
             groups = Visibility("first", tokens.shape[2])
             read = structured_attention(queries, keys, values, groups, context=context, bias=self.candidate_bias)
         read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), ops.shape(flat))
@@ -114,11 +116,11 @@ class PrivateChannelBlock(keras.layers.Layer):
         return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), num=3, axis=0)
 
     def compute_output_shape(self, tokens_shape: Any, context_cache_shape: Any = None) -> Any:
-        """The tokens' shape, and [B, 2, H, U, d/H]."""
+        """The tokens' shape, and twice [B, H, U, d/H]."""
         if context_cache_shape is None:
             b, u, d = tokens_shape
-            context_cache_shape = (b, 2, self.heads, u, d // self.heads)
-        return tuple(tokens_shape), tuple(context_cache_shape)
+            context_cache_shape = [(b, self.heads, u, d // self.heads)] * 2
+        return tuple(tokens_shape), tuple(tuple(shape) for shape in context_cache_shape)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

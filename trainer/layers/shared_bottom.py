@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.token_dense import TokenDense
+
 
 @keras.saving.register_keras_serializable(package="onerank")
 class SharedBottom(keras.layers.Layer):
@@ -46,7 +48,7 @@ class SharedBottom(keras.layers.Layer):
         self.tasks = tasks
         self.hidden = tuple(hidden)
         self.dropout = dropout
-        self.bottom = [keras.layers.Dense(width, "relu", dtype=self.dtype_policy) for width in self.hidden]
+        self.bottom = [TokenDense(width, "relu", dtype=self.dtype_policy) for width in self.hidden]
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:

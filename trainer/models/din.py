@@ -10,6 +10,7 @@ from keras import ops
 
 from trainer.layers.shared_bottom import SharedBottom
 from trainer.layers.target_attention import TargetAttention
+from trainer.layers.token_dense import TokenDense
 from trainer.models.base import RankingModel, Tensors
 from trainer.models.registry import register_model
 from transform.columns import ModelInputs
@@ -63,8 +64,8 @@ class DIN(RankingModel):
 
         # === Layers ===
         names, dtype = self.inputs_spec.sequence_names, self.dtype_policy
-        self.event_projections = {name: keras.layers.Dense(d, name=f"{name}_event", dtype=dtype) for name in names}
-        self.query_projections = {name: keras.layers.Dense(d, name=f"{name}_query", dtype=dtype) for name in names}
+        self.event_projections = {name: TokenDense(d, name=f"{name}_event", dtype=dtype) for name in names}
+        self.query_projections = {name: TokenDense(d, name=f"{name}_query", dtype=dtype) for name in names}
         self.attentions = {
             name: TargetAttention(attention_hidden, name=f"{name}_attention", dtype=dtype) for name in names
         }

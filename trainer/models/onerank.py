@@ -124,14 +124,14 @@ class OneRank(RankingModel):
     # === Stages ===
 
     def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
-        """The user's embedding `user` [B, D], `keys_values` [B, L, 2, H, U, d/H] and `mask` [B, U]."""
+        """The user's embedding `user` [B, D], `mask` [B, U], and a block's `keys_0`, `values_0` ... [B, H, U, d/H]."""
         embedded = self.embedding(user, group="user")
         tokens, mask = self._context_tokens(sequences, embedded)
-        caches = []
-        for block in self.blocks:
-            tokens, cache = block(tokens, mask, training=training)
-            caches.append(cache)
-        return {"user": embedded, "keys_values": ops.stack(caches, axis=1), "mask": mask}
+        cache = {"user": embedded, "mask": mask}
+        for index, block in enumerate(self.blocks):
+            tokens, (keys, values) = block(tokens, mask, training=training)
+            cache |= {f"keys_{index}": keys, f"values_{index}": values}
+        return cache
 
     def score_candidates(
         self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
@@ -158,7 +158,8 @@ class OneRank(RankingModel):
         features = {key: value for key, value in candidates.items() if key != "mask"}
         groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
         for index, block in enumerate(self.blocks):
-            groups, _ = block(groups, cache["mask"], cache["keys_values"][:, index], training=training)
+            context_cache = (cache[f"keys_{index}"], cache[f"values_{index}"])
+            groups, _ = block(groups, cache["mask"], context_cache, training=training)
         states = self.final_norm(groups)
         return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 

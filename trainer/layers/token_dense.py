@@ -1,0 +1,33 @@
+"""A dense layer for lists of tokens that multiplies all of them at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="onerank")
+class TokenDense(keras.layers.Dense):
+    """`keras.layers.Dense` on tokens as the rows of one matrix; the same numbers.
+
+    As it is, TensorFlow takes [B, M, d] times a kernel for B products, of which each gets a gradient of the kernel's
+    size; these are then summed. A step of a Transformer takes half as long again by that.
+
+    Call arguments:
+        inputs: Float [..., d].
+
+    Returns:
+        Float [..., units].
+
+    Example:
+    ```python
+    TokenDense(16, "gelu")(np.ones((2, 5, 8)))  # [2, 5, 16]
+    ```
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The product of rows."""
+        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        return ops.reshape(super().call(rows, training=training), (*ops.shape(inputs)[:-1], self.units))
