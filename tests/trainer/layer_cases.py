@@ -87,7 +87,7 @@ def _cross(visibility, detach=True, **options):
 
 def _matching(kind):
     arguments = {"tasks": normal(B, K, D), "candidates": normal(B, N, K, D, seed=1)}
-    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K))
+    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K), {"in_float32": True})
 
 
 def _loss(infonce):
