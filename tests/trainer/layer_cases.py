@@ -140,7 +140,11 @@ CASES = {
     "ranking_loss": _loss(0.0),
     "ranking_loss_with_infonce": _loss(0.3),
     "shared_bottom": Case(
-        SharedBottom, {"tasks": 3, "hidden": (16, 8), "dropout": 0.1}, {"inputs": normal(B, N, D)}, (B, N, 3)
+        SharedBottom,
+        {"tasks": 3, "hidden": (16, 8), "dropout": 0.1},
+        {"inputs": normal(B, N, D)},
+        (B, N, 3),
+        {"in_float32": True},
     ),
     "situational_descriptor": Case(
         SituationalDescriptor,
