@@ -92,9 +92,8 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
     batches = request_batches(
         spec, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed
     ).repeat()
-    step_fn = make_train_step(
-        model, loss_fn, Optimizers(spec, model, loss_fn, steps), settings.embedding_l2, batches.element_spec
-    )
+    optimizers = Optimizers(spec, model, loss_fn, steps)
+    step_fn = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)
     held_out = list(request_batches(spec, files["eval"], EVAL_REQUESTS).take(1))
     course = []
     for step, (batch, targets) in enumerate(batches.take(steps + 1)):

@@ -22,6 +22,7 @@ from tfx_pipeline.evaluation import eval_config
 from tfx_pipeline.modules import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.runs import RESOLVER_ID
 from trainer.models.registry import build_model
+from trainer.training import check_settings
 from transform.columns import ModelInputs
 from transform.examples import raw_schema
 from transform.spec import RankingSpec
@@ -57,7 +58,8 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         UserError: when the settings of the model are wrong.
     """
     spec = config.spec
-    build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1))  # its settings are wrong now or never
+    # settings are wrong now or never
+    check_settings(spec, build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1)))
     data_json = spec.data_part().to_json()
     example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*DATA_CODE))
     examples = example_gen.outputs["examples"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,24 +11,25 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer import metrics
 from trainer.checkpoints import TrainingCheckpoints
 from trainer.course import Course
 from trainer.diagnostics import GradientProbe, write_json
+from trainer.epoch import run_epoch
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
+from trainer.precision import computing_in
 from transform.batches import LabelCounts, count_labels, request_batches
-from transform.columns import ModelInputs
+from transform.buckets import count_buckets
+from transform.columns import ModelInputs, columns
 from transform.errors import PipelineError, SpecError
 from transform.spec import RankingSpec
 from transform.spec_training import Optimizer, Training
 
 NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
 EPOCH_METRICS = ("auc", "gauc", "normalized_entropy", "calibration")
-LOG_EVERY_STEPS = 10
 LAST_RATE = 0.1  # of the learning rate, at the end of the cosine
 
 _OPTIMIZERS = {
@@ -104,6 +104,8 @@ def train(
         _check_watched(spec, eval_files, settings.early_stopping.task)
     steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
+    check_settings(spec, model)
+    model.recompute = settings.recompute
     start_at_base_rates(model, counts)
     logging.info(
         "%s: %d parameters, %d requests in %d steps", spec.model.name, model.count_params(), counts.requests, steps
@@ -120,11 +122,12 @@ def train(
         if checkpoints and checkpoints.restore():
             NOTICES.warning("Training goes on after %d epochs and %d steps.", len(course.epochs), course.step)
         element_spec = _epoch_batches(spec, train_files, inputs.tasks, 0).element_spec
-        step_fn = make_train_step(model, loss_fn, optimizers, settings.embedding_l2, element_spec)
+        step_fn = make_train_step(model, loss_fn, optimizers, settings, element_spec)
         probe = GradientProbe(model, loss_fn, inputs.tasks, element_spec, settings.gradients_every, course.gradients)
+        shapes: set[Any] = set()
         while len(course.epochs) < settings.epochs and not course.is_over:
             batches = _epoch_batches(spec, train_files, inputs.tasks, len(course.epochs), course.step)
-            loss = _run_epoch(settings, batches, step_fn, probe, steps, course, checkpoints)
+            loss = run_epoch(settings, batches, step_fn, probe, steps, course, checkpoints, shapes)
             values = evaluate(spec, model, eval_files)
             is_best = course.add_epoch(loss, values)
             if is_best and settings.early_stopping:
@@ -133,6 +136,9 @@ def train(
             print(f"    epoch {len(course.epochs)}: loss {loss:.4f}  eval AUC: {of_tasks}", flush=True)
             if checkpoints:
                 checkpoints.save()
+    if settings.jit_compile:
+        logging.info("XLA compiled the training step for %d shapes of a batch; %s", len(shapes), _most_shapes(spec))
+    model.recompute = False
     _save_weights(model, last)
     if settings.early_stopping:
         model.load_weights(best)
@@ -152,6 +158,20 @@ def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> N
             f"Received: `{task}`, {counts.positives[0]:g} positives of {counts.observed[0]:g}. Watch another task, or "
             "widen `split.eval`."
         )
+
+
+def check_settings(spec: RankingSpec, model: RankingModel) -> None:
+    """Raises a SpecError when the settings of the training don't fit the model."""
+    if spec.training.recompute and not model.blocks:
+        raise SpecError(
+            f"training.recompute: a model with Transformer blocks is expected. Received: `{spec.model.name}`. Leave "
+            "`recompute` out, or use `model: {name: onerank}`."
+        )
+
+
+def _most_shapes(spec: RankingSpec) -> str:
+    of_sets = any(column.kind == "ids" for column in columns(spec))
+    return f"at most {count_buckets(spec)} are possible" + ", for each size of the sets" * of_sets
 
 
 def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
@@ -254,18 +274,30 @@ class Optimizers:
 
 
 def make_train_step(
-    model: RankingModel, loss_fn: RankingLoss, optimizers: Optimizers, embedding_l2: float, element_spec: Any
+    model: RankingModel, loss_fn: RankingLoss, optimizers: Optimizers, settings: Training, element_spec: Any
 ) -> Any:
-    """A compiled training step: (batch, targets) to the loss and the tasks' losses [K]."""
+    """A compiled training step: (batch, targets) to the loss and the tasks' losses [K].
 
-    @tf.function(input_signature=list(element_spec))
+    Args:
+        model: RankingModel.
+        loss_fn: RankingLoss.
+        optimizers: Optimizers.
+        settings: Training. Of them `precision`, `jit_compile` and `embedding_l2`.
+        element_spec: the dataset's (batch, targets).
+    """
+
+    @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            losses = loss_fn(model(batch, training=True), targets["labels"], targets["mask"])
+            with computing_in(model, settings.precision):
+                logits = model(batch, training=True)
+            losses = loss_fn(logits, targets["labels"], targets["mask"])
             loss = tf.reduce_sum(losses)
-            if embedding_l2:
-                loss += embedding_l2 * model.embedding.penalty(batch)
-        optimizers.apply(tape.gradient(loss, [variable.value for variable in optimizers.variables]))
+            if settings.embedding_l2:
+                loss += settings.embedding_l2 * model.embedding.penalty(batch)
+        with computing_in(model, settings.precision):  # for what is recomputed
+            gradients = tape.gradient(loss, [variable.value for variable in optimizers.variables])
+        optimizers.apply(gradients)
         return loss, losses
 
     return step
@@ -277,50 +309,10 @@ def _epoch_batches(
     """The shuffled training data of an epoch. Each has a seed of its own, so that none depends on those before it."""
     settings = spec.training
     (seed,) = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)
-    return request_batches(spec, files, settings.batch_requests, settings.shuffle_requests, int(seed), tasks, skip)
-
-
-def _run_epoch(
-    settings: Training,
-    batches: tf.data.Dataset,
-    step_fn: Any,
-    probe: GradientProbe,
-    steps: int,
-    course: Course,
-    checkpoints: TrainingCheckpoints | None,
-) -> float:
-    """The rest of the epoch at which the course stands; returns the mean loss of the whole epoch."""
-    epoch = len(course.epochs)
-    bar = Progress(
-        TextColumn(f"    epoch {epoch + 1}/{settings.epochs}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not sys.stdout.isatty(),
+    return request_batches(
+        *(spec, files, settings.batch_requests, settings.shuffle_requests, int(seed), tasks, skip),
+        pad_to_buckets=settings.jit_compile,
     )
-    with bar:
-        shown = bar.add_task("train", total=steps, completed=course.step, loss=float("nan"))
-        for batch, targets in batches:
-            step = epoch * steps + course.step
-            probe.before_step(step, batch, targets)
-            loss, losses = step_fn(batch, targets)
-            value = float(loss)
-            if not np.isfinite(value):
-                raise PipelineError(
-                    f"training: a finite loss is expected. Received: {value} in step {course.step} of epoch "
-                    f"{epoch + 1}. Lower `training.optimizer.learning_rate`, and look for extreme values in `identity` "
-                    "features."
-                )
-            if course.step % LOG_EVERY_STEPS == 0:
-                course.add_losses(step, value, losses.numpy().tolist())
-            course.step += 1
-            course.loss += value
-            bar.update(shown, advance=1, loss=course.loss / course.step)
-            if checkpoints and (step + 1) % settings.checkpoint_every == 0:
-                checkpoints.save()
-    return course.loss / steps
 
 
 def _save_weights(model: RankingModel, path: str) -> None:

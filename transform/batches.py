@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from transform import buckets
 from transform.examples import CANDIDATE_COUNT, REQUEST_ID
 from transform.features import parse_transformed, to_batch, to_targets
 from transform.spec import RankingSpec
@@ -21,6 +22,7 @@ def request_batches(
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
     skip: int = 0,
+    pad_to_buckets: bool = False,
 ) -> tf.data.Dataset:
     """Reads transformed examples into padded batches.
 
@@ -35,6 +37,7 @@ def request_batches(
         seed: int. The shuffle's seed. Defaults to 0.
         tasks: tuple of str, optional. The tasks whose targets are read. Defaults to all of the spec.
         skip: int. Batches to leave out at the start. Defaults to 0.
+        pad_to_buckets: bool. Whether batches have one of a few shapes, see `buckets.pad_to_buckets`. Defaults to False.
 
     Returns:
         A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
@@ -46,7 +49,8 @@ def request_batches(
 
     def parse(serialized: tf.Tensor) -> tuple[dict, dict]:
         tensors = parse_transformed(spec, serialized)
-        return to_batch(spec, tensors), to_targets(spec, tensors, tasks)
+        batch, targets = to_batch(spec, tensors), to_targets(spec, tensors, tasks)
+        return buckets.pad_to_buckets(spec, batch, targets, batch_requests) if pad_to_buckets else (batch, targets)
 
     batches = records.batch(batch_requests).skip(skip)
     return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -80,6 +80,15 @@ class Training(Section):
     checkpoint_every: int = Field(1000, ge=0, examples=[200])
     """The steps after which training is saved, besides the end of each epoch, to go on from there after a crash; 0 is
     never."""
+    precision: Literal["float32", "mixed_bfloat16"] = Field("float32", examples=["mixed_bfloat16"])
+    """What the training step computes in. `mixed_bfloat16`: bfloat16, but for variables, norms, softmax, logits, losses
+    and optimizers. What is measured and served is float32 in any case."""
+    jit_compile: bool = Field(False, examples=[True])
+    """Compiles the training step with XLA, for GPUs and TPUs; on processors it breaks even. Batches are padded to sizes
+    of 8, 16, 32 ..., since each shape is compiled anew."""
+    recompute: bool = Field(False, examples=[True])
+    """Computes the activations of each Transformer block again in the backward pass instead of keeping them: about a
+    third more work, less memory. For models with such blocks."""
     seed: int = Field(1, ge=0, examples=[7])
     """What initial values, dropout and the order of examples follow from. `--seed` overrides it."""
 

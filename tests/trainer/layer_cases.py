@@ -87,7 +87,7 @@ def _cross(visibility, detach=True, **options):
 
 def _matching(kind):
     arguments = {"tasks": normal(B, K, D), "candidates": normal(B, N, K, D, seed=1)}
-    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K))
+    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K), {"in_float32": True})
 
 
 def _loss(infonce):
@@ -140,7 +140,11 @@ CASES = {
     "ranking_loss": _loss(0.0),
     "ranking_loss_with_infonce": _loss(0.3),
     "shared_bottom": Case(
-        SharedBottom, {"tasks": 3, "hidden": (16, 8), "dropout": 0.1}, {"inputs": normal(B, N, D)}, (B, N, 3)
+        SharedBottom,
+        {"tasks": 3, "hidden": (16, 8), "dropout": 0.1},
+        {"inputs": normal(B, N, D)},
+        (B, N, 3),
+        {"in_float32": True},
     ),
     "situational_descriptor": Case(
         SituationalDescriptor,

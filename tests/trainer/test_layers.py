@@ -252,7 +252,7 @@ def test_shared_bottom_refuses_bad_arguments(settings, message):
 def test_layers_follow_the_global_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        layer = SharedBottom(tasks=2, hidden=(8,))
+        layer = CandidateTokenizer(tasks=2, d=8)
         assert keras.backend.standardize_dtype(layer(normal(B, N, D)).dtype) == "bfloat16"
     finally:
         keras.config.set_dtype_policy("float32")

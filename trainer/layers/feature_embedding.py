@@ -77,7 +77,8 @@ class FeatureEmbedding(keras.layers.Layer):
                 vectors = ops.cast(self.tables[column.table](values), "float32")
                 present = ops.cast(ops.not_equal(values, 0), "float32")
                 total = total + 0.5 * ops.sum(ops.sum(ops.square(vectors), axis=-1) * present)
-        return total / ops.cast(ops.shape(batch["candidates"]["mask"])[0], "float32")
+        requests = ops.sum(ops.cast(ops.any(batch["candidates"]["mask"], axis=1), "float32"))  # others are padding
+        return total / ops.maximum(requests, 1.0)
 
     def select(self, group: str, names: tuple[str, ...] | None = None) -> list[Column]:
         """The columns of a group, all or those named."""

@@ -28,7 +28,8 @@ class MatchingScorer(keras.layers.Layer):
         candidates: Float [B, N, K, d]. r, a state a candidate and task.
 
     Returns:
-        Float [B, N, K]. The logits.
+        Float32 [B, N, K]. The logits, float32 whatever the dtype policy: a bfloat16 one moves in steps of 1/64 at a
+        base rate of 5 %.
 
     Example:
     ```python
@@ -50,8 +51,9 @@ class MatchingScorer(keras.layers.Layer):
     def build(self, tasks_shape: Any, candidates_shape: Any) -> None:
         """Creates the weights; those of the tasks are one variable each."""
         k, d = tasks_shape[-2:]
-        self.factor = self.add_weight(shape=(k,), initializer=keras.initializers.Constant(START_FACTOR), name="factor")
-        self.bias = self.add_weight(shape=(k,), initializer="zeros", name="bias")
+        start = keras.initializers.Constant(START_FACTOR)
+        self.factor = self.add_weight(shape=(k,), initializer=start, name="factor", autocast=False)
+        self.bias = self.add_weight(shape=(k,), initializer="zeros", name="bias", autocast=False)
         if self.kind == "bilinear":
             identity = np.broadcast_to(np.eye(d, dtype="float32"), (k, d, d))
             self.kernel = self.add_weight(shape=(k, d, d), initializer=lambda *_, **__: identity, name="kernel")
@@ -62,7 +64,9 @@ class MatchingScorer(keras.layers.Layer):
             self.candidate_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[1], name="candidate_kernel")
             self.product_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[2], name="product_kernel")
             self.hidden_bias = self.add_weight(shape=(k, d), initializer="zeros", name="hidden_bias")
-            self.output_kernel = self.add_weight(shape=(k, d), initializer=uniform[3], name="output_kernel")
+            self.output_kernel = self.add_weight(
+                shape=(k, d), initializer=uniform[3], name="output_kernel", autocast=False
+            )
         self.built = True
 
     def call(self, tasks: Any, candidates: Any) -> Any:
@@ -74,6 +78,7 @@ class MatchingScorer(keras.layers.Layer):
             return self._network(tasks, candidates)
         if self.kind == "bilinear":
             tasks = ops.einsum("bkd,kde->bke", tasks, self.kernel)
+        tasks, candidates = ops.cast(tasks, "float32"), ops.cast(candidates, "float32")
         return ops.einsum("bkd,bnkd->bnk", tasks, candidates) * (tasks.shape[-1] ** -0.5)
 
     def _network(self, tasks: Any, candidates: Any) -> Any:
@@ -83,11 +88,11 @@ class MatchingScorer(keras.layers.Layer):
         product = ops.expand_dims(tasks, 1) * candidates
         of_product = ops.einsum("bnkd,kde->bnke", product, self.product_kernel)
         hidden = ops.gelu(ops.expand_dims(of_task, 1) + of_candidate + of_product, approximate=False)
-        return ops.einsum("bnke,ke->bnk", hidden, self.output_kernel)
+        return ops.einsum("bnke,ke->bnk", ops.cast(hidden, "float32"), self.output_kernel)
 
-    def compute_output_shape(self, tasks_shape: Any, candidates_shape: Any) -> Any:
+    def compute_output_spec(self, tasks: Any, candidates: Any) -> Any:
         """[B, N, K]."""
-        return tuple(candidates_shape[:-1])
+        return keras.KerasTensor(tuple(candidates.shape[:-1]), "float32")
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

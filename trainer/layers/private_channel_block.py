@@ -82,7 +82,10 @@ class PrivateChannelBlock(keras.layers.Layer):
         self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
         self.ffn_out = TokenDense(d, dtype=dtype, name="ffn_out")
         self.candidate_bias = self.add_weight(
-            shape=(self.heads,), initializer=keras.initializers.Constant(CANDIDATE_BIAS), name="candidate_bias"
+            shape=(self.heads,),
+            initializer=keras.initializers.Constant(CANDIDATE_BIAS),
+            name="candidate_bias",
+            autocast=False,  # around 4, bfloat16 has steps of 1/32
         )
         self.drop = keras.layers.Dropout(self.dropout, dtype=dtype)
         for layer in (self.attention_norm, self.project, self.merge, self.ffn_norm, self.ffn_in):

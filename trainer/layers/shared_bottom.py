@@ -25,7 +25,7 @@ class SharedBottom(keras.layers.Layer):
         training: bool.
 
     Returns:
-        Float [B, N, K]. The logits.
+        Float32 [B, N, K]. The logits, float32 whatever the dtype policy.
 
     Example:
     ```python
@@ -64,8 +64,9 @@ class SharedBottom(keras.layers.Layer):
         towers, logits = (keras.initializers.RandomUniform(-limit, limit) for _ in range(2))
         self.tower_kernel = self.add_weight(shape=(self.tasks, width, width), initializer=towers, name="tower")
         self.tower_bias = self.add_weight(shape=(self.tasks, width), initializer="zeros", name="tower_bias")
-        self.logit_kernel = self.add_weight(shape=(self.tasks, width), initializer=logits, name="logit")
-        self.logit_bias = self.add_weight(shape=(self.tasks,), initializer="zeros", name="logit_bias")
+        # no autocast: a bfloat16 logit moves in steps of 1/64 at a base rate of 5 %
+        self.logit_kernel = self.add_weight(shape=(self.tasks, width), initializer=logits, name="logit", autocast=False)
+        self.logit_bias = self.add_weight(shape=(self.tasks,), initializer="zeros", name="logit_bias", autocast=False)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -74,11 +75,11 @@ class SharedBottom(keras.layers.Layer):
         for layer in self.bottom:
             x = self.drop(layer(x), training=training)
         towers = ops.relu(ops.einsum("bnd,kde->bnke", x, self.tower_kernel) + self.tower_bias)
-        return ops.einsum("bnke,ke->bnk", towers, self.logit_kernel) + self.logit_bias
+        return ops.einsum("bnke,ke->bnk", ops.cast(towers, "float32"), self.logit_kernel) + self.logit_bias
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """[B, N, K]."""
-        return (*input_shape[:-1], self.tasks)
+        return keras.KerasTensor((*inputs.shape[:-1], self.tasks), "float32")
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -25,10 +26,17 @@ class RankingModel(keras.Model):
 
     Args:
         inputs: ModelInputs, or its config.
+
+    Attributes:
+        blocks: sequence of layers. The Transformer's blocks; empty in a model without any.
+        recompute: bool. Whether gradients compute the blocks' activations again instead of keeping them: a setting of
+            the training, not of the model. Defaults to False.
     """
 
     def __init__(self, inputs: ModelInputs | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
+        self.blocks: Sequence[keras.layers.Layer] = ()
+        self.recompute = False
         self.inputs_spec = inputs if isinstance(inputs, ModelInputs) else ModelInputs.from_config(inputs)
         self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding", dtype=self.dtype_policy)
 
@@ -62,7 +70,7 @@ class RankingModel(keras.Model):
             training: bool.
 
         Returns:
-            Float [B, N, K]. The logits; those of padded candidates mean nothing.
+            Float32 [B, N, K]. The logits; those of padded candidates mean nothing.
         """
         raise TypeError(f"`{type(self).__name__}` should define `score_candidates`.")
 

@@ -17,6 +17,7 @@ from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.models.base import RankingModel, Tensors
 from trainer.models.registry import register_model
+from trainer.ops.recompute import recomputed
 from transform.columns import ModelInputs
 
 
@@ -25,7 +26,7 @@ from transform.columns import ModelInputs
 class OneRank(RankingModel):
     """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
 
-    The cache holds the user's embedding and each layer's keys and values of the context.
+    The cache holds the user's embedding and each block's keys and values of the context.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -129,7 +130,7 @@ class OneRank(RankingModel):
         tokens, mask = self._context_tokens(sequences, embedded)
         cache = {"user": embedded, "mask": mask}
         for index, block in enumerate(self.blocks):
-            tokens, (keys, values) = block(tokens, mask, training=training)
+            tokens, (keys, values) = self._apply(block, tokens=tokens, context_mask=mask, training=training)
             cache |= {f"keys_{index}": keys, f"values_{index}": values}
         return cache
 
@@ -153,13 +154,19 @@ class OneRank(RankingModel):
             embedded[name] = {"events": self.embedding(events, group=name), "mask": sequences[name]["mask"]}
         return self.context_tokenizer(embedded)
 
+    def _apply(self, block: PrivateChannelBlock, **arguments: Any) -> Any:
+        return recomputed(block, **arguments) if self.recompute else block(**arguments)
+
     def _candidate_states(self, cache: Tensors, candidates: Tensors, training: bool | None) -> Any:
         """R [B, N, K, d]: what each task makes of each candidate."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
         groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
         for index, block in enumerate(self.blocks):
-            context_cache = (cache[f"keys_{index}"], cache[f"values_{index}"])
-            groups, _ = block(groups, cache["mask"], context_cache, training=training)
+            of_context = {
+                "context_mask": cache["mask"],
+                "context_cache": (cache[f"keys_{index}"], cache[f"values_{index}"]),
+            }
+            groups, _ = self._apply(block, tokens=groups, **of_context, training=training)
         states = self.final_norm(groups)
         return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 

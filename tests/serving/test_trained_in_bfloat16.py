@@ -1,0 +1,42 @@
+"""What a training in bfloat16 leaves serves, in float32, the scores that were measured."""
+
+import numpy as np
+import tensorflow as tf
+
+from serving.export import export_model
+from trainer.precision import computing_in
+from trainer.training import predict, train
+from transform.batches import request_batches
+
+TOLERANCE = 1e-5
+SETTINGS = {
+    "epochs": 1,
+    "early_stopping": None,
+    "gradients_every": 0,
+    "precision": "mixed_bfloat16",
+    "jit_compile": True,
+    "recompute": True,
+}
+
+
+def test_it_serves_what_was_measured(small, tmp_path):
+    spec = small.spec.model_copy(update={"training": small.spec.training.model_copy(update=SETTINGS)})
+    files = small.transformed["test"]
+    trained = train(spec, small.inputs(), small.transformed["eval"], files, str(tmp_path / "run"))
+    export_model(spec, trained.model, small.transform_output.transform_features_layer(), str(tmp_path / "1"))
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+
+    requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
+    answer = loaded.signatures["serving_default"](examples=tf.constant(requests))
+    present = answer["candidate_mask"].numpy() > 0
+    ((batch, targets),) = request_batches(spec, files, len(requests))
+    for k, (task, rows) in enumerate(predict(spec, trained.model, files).items()):
+        observed = targets["mask"].numpy()[..., k][present] > 0
+        served = answer[task].numpy()[present][observed]
+        np.testing.assert_allclose(served, rows.scores, atol=TOLERANCE, err_msg=task)
+    with computing_in(trained.model, "mixed_bfloat16"):
+        mixed = tf.sigmoid(trained.model(batch, training=False)).numpy()[present]
+    assert np.abs(mixed[:, 0] - answer["buy"].numpy()[present]).max() > 10 * TOLERANCE, "or equality says nothing"
+
+    outputs = loaded.signatures["encode_context"].structured_outputs.values()
+    assert {output.dtype for output in outputs} == {tf.float32, tf.bool}, "a client can hold the cache"
