@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.prepare import Prepared, prepare
 from tfx_pipeline.code_version import code_version
 from trainer import metrics
-from trainer.flops import request_flops
+from trainer.cost import batch_cost, request_flops
 from trainer.training import predict, train
 from transform.batches import count_labels
 from transform.columns import ModelInputs

@@ -1,4 +1,5 @@
 import copy
+import functools
 import inspect
 import json
 from dataclasses import replace
@@ -153,6 +154,28 @@ def test_compiled_with_open_shapes_it_computes_the_same(model, jit_compile):
     for batch in (batch_of(), batch_of(candidates=[1, 1, 1]), batch_of(events=[0, 0, 0])):
         actual = compiled(keras.tree.map_structure(tf.constant, batch)).numpy()
         np.testing.assert_allclose(actual, logits_of(model, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("sizes", [[7, 2, 3], [1, 1, 1]])
+def test_chunks_of_a_list_are_scored_as_the_whole(model, way, sizes):
+    batch = batch_of(candidates=sizes)
+    there, expected = batch["candidates"]["mask"], logits_of(model, batch)
+
+    def score(batch, chunk):
+        cache = model.encode_context(batch["user"], batch["sequences"], training=False)
+        return model.score_in_chunks(cache, batch["context"], batch["candidates"], chunk)
+
+    signature = keras.tree.map_structure(lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), batch)
+    for chunk in (2, 3, 7, 100):
+        run = functools.partial(score, chunk=chunk)
+        run = run if way == "eager" else tf.function(run, [signature], jit_compile=way == "xla")
+        np.testing.assert_allclose(numpy(run(batch))[there], expected[there], atol=1e-5, err_msg=f"chunks of {chunk}")
+
+
+def test_a_chunk_holds_a_candidate_at_least(model):
+    with pytest.raises(ValueError, match="`chunk` should be at least 1. Received: `chunk=0`. Use 512"):
+        model.score_in_chunks({}, {}, {}, 0)
 
 
 def test_gradient_reaches_every_weight(model):
