@@ -530,7 +530,9 @@ def test_a_client_merges_by_concatenation():
     model, batch = made(), random_batch([5, 5, 2], EVENTS)
     cache = model.encode_context(batch["user"], batch["sequences"])
     expected, there = logits_of(model, batch), batch["candidates"]["mask"]
-    parts = [each(lambda values, p=p: values[:, p], batch, "candidates") for p in (slice(0, 3), slice(3, 4), slice(4, 5))]
+    parts = [
+        each(lambda values, p=p: values[:, p], batch, "candidates") for p in (slice(0, 3), slice(3, 4), slice(4, 5))
+    ]
     passed = [model.summarize_candidates(cache, part["context"], part["candidates"]) for part in parts]
     summary = {name: np.concatenate([numpy(of[name]) for _, of in passed[::-1]], axis=1) for name in passed[0][1]}
     assert {tensor.shape[:2] for tensor in summary.values()} == {(3, 3)}, "batch first, then the parts"

@@ -34,6 +34,7 @@ class Cost:
     again.
 
     Attributes:
+        requests: int. B, the requests of the batch.
         dense_parameters: int. Parameters outside the embedding tables.
         table_parameters: int. Parameters of the embedding tables.
         forward_flops: int. To score the batch, contexts encoded anew.
@@ -42,12 +43,21 @@ class Cost:
         training_bytes: int. Moved to score it and to make all gradients.
     """
 
+    requests: int
     dense_parameters: int
     table_parameters: int
     forward_flops: int
     training_flops: int
     forward_bytes: int
     training_bytes: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        forward, training = (flops / self.requests / 1e6 for flops in (self.forward_flops, self.training_flops))
+        return (
+            f"{self.parameters:,} parameters, {self.table_parameters:,} of them in tables; {forward:.1f} MFLOPs a request, "
+            f"{training:.1f} in training, {self.training_intensity:.0f} FLOPs a byte"
+        )
 
     @property
     def parameters(self) -> int:
@@ -93,9 +103,8 @@ def batch_cost(model: RankingModel, requests: int, candidates: int, events: int)
         training_flops += flops * (1 + again)
         forward_bytes += moved + rows
         training_bytes += moved * (1 + again) + rows * (2 if operation.outputs[0].ref() in learns else 1)
-    return Cost(
-        model.count_params() - tables, tables, forward_flops, training_flops, forward_bytes, training_bytes
-    )
+    dense = model.count_params() - tables
+    return Cost(requests, dense, tables, forward_flops, training_flops, forward_bytes, training_bytes)
 
 
 def request_flops(model: RankingModel, candidates: int, events: int) -> int:
