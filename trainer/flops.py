@@ -23,15 +23,15 @@ class Cost:
     Structured attention counts the pairs of tokens that see each other, U (U + 1) / 2 in a causal context, whatever its
     kernel computes besides.
 
-    Bytes are those of each contraction's inputs and outputs, read or written once, and of the rows that are looked up in
-    embedding tables. Structured attention is one contraction, whose scores stay inside.
+    Bytes are those of each contraction's inputs and outputs, read or written once, and of the rows of embedding tables
+    and positions that are looked up. Structured attention is one contraction, whose scores stay inside.
 
     Training is the forward pass and, for each contraction, one more for each input that a gradient goes to: about three
     times the forward pass, less what is fixed or stopped. A row that is looked up gets a gradient of its size.
 
-    Left out are element-wise work (norms, activations, softmax, biases), moves from one layout to another, what no logit
-    depends on, what loops and nested functions hold, the loss, the optimizer's step, and what a backward pass computes
-    again.
+    Left out are element-wise work (norms, activations, softmax, biases), moves from one layout to another, what no
+    logit depends on, what loops and nested functions hold, the loss, the optimizer's step, and what a backward pass
+    computes again.
 
     Attributes:
         requests: int. B, the requests of the batch.
@@ -55,8 +55,8 @@ class Cost:
         """One line for people."""
         forward, training = (flops / self.requests / 1e6 for flops in (self.forward_flops, self.training_flops))
         return (
-            f"{self.parameters:,} parameters, {self.table_parameters:,} of them in tables; {forward:.1f} MFLOPs a request, "
-            f"{training:.1f} in training, {self.training_intensity:.0f} FLOPs a byte"
+            f"{self.parameters:,} parameters, {self.table_parameters:,} of them in tables; "
+            f"{forward:.1f} MFLOPs a request, {training:.1f} in training, {self.training_intensity:.0f} FLOPs a byte"
         )
 
     @property

@@ -26,8 +26,8 @@ class CandidateAttention(keras.layers.Layer):
         candidate_mask: Bool [B, N]. True where a candidate is.
 
     Returns:
-        A dict: `read` [B, 1, K, H, d/H], the mean of values that each head reads, and `log_weight` float32 [B, 1, K, H],
-        the logarithm of the sum of its scores' exponentials. Axis 1 counts the parts.
+        A dict: `read` [B, 1, K, H, d/H], the mean of values that each head reads, and `log_weight` [B, 1, K, H],
+        float32, the logarithm of the sum of its scores' exponentials. Axis 1 counts the parts.
 
     Example:
     ```python
