@@ -119,20 +119,9 @@ class RankingModel(keras.Model):
         if chunk < 1:
             raise ValueError(f"`chunk` should be at least 1. Received: `chunk={chunk}`. Use 512.")
         parts = split_parts(candidates, chunk)
-        states, summaries = map_parts(
-            lambda part, cache, context: self.summarize_candidates(cache, context, part, training=False),
-            parts,
-            cache,
-            context,
-        )
+        states, summaries = map_parts(self.summarize_candidates, parts, cache, context)
         summary = {name: join_parts(tensor) for name, tensor in summaries.items()}
-        logits = map_parts(
-            lambda part, cache, context, summary: self.score_summary(cache, context, summary, part),
-            states,
-            cache,
-            context,
-            summary,
-        )
+        logits = map_parts(self.score_summary, states, cache, context, summary)
         return join_parts(logits)[:, : ops.shape(candidates["mask"])[1]]
 
     def call(self, batch: dict[str, dict[str, Any]], training: bool | None = None) -> Any:

@@ -42,7 +42,7 @@ def map_parts(function: Callable[..., Any], parts: Any, *shared: Any) -> Any:
     `keras.ops.map` would run several at once in a TensorFlow graph, and one more in vain outside.
 
     Args:
-        function: callable. From a part, tensors [B, ...], and what is shared, to a structure of tensors [B, ...]. It
+        function: callable. Of what is shared and then a part, tensors [B, ...]; returns a structure of such tensors. It
             has to work for B = 0 too.
         parts: nested structure of tensors [P, B, ...].
         *shared: nested structures of tensors [B, ...].
@@ -59,10 +59,10 @@ def map_parts(function: Callable[..., Any], parts: Any, *shared: Any) -> Any:
         return ops.zeros((b, *ops.shape(tensor)[1:]), tensor.dtype)
 
     def step(_: Any, place: Any) -> tuple[Any, Any]:
-        result = function(part_at(place), *shared)
+        result = function(*shared, part_at(place))
         return result, result  # not all backends let the two differ
 
     # computes nothing, and tells the shapes that scan wants to know beforehand
-    of_none = function(*keras.tree.map_structure(lambda tensor: tensor[:0], (part_at(0), *shared)))
+    of_none = function(*keras.tree.map_structure(lambda tensor: tensor[:0], (*shared, part_at(0))))
     # over places: over parts, of a number that is not known, Keras's scan fails
     return ops.scan(step, keras.tree.map_structure(zeros, of_none), ops.arange(p))[1]
