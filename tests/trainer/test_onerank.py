@@ -503,9 +503,9 @@ def scored_in_chunks(model, batch, chunk):
     parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
     the_first_part_alone=edit(SummaryMerge.call, "if read.shape[1] == 1: -> if True:"),
     maxima_not_rescaled=edit(
-        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(scores - ops.max(scores, -1, keepdims=True),"
+        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(scores - ops.sort(scores)[..., -1:],"
     ),
-    maxima_alone=edit(CandidateAttention.call, "ops.logsumexp(scores, -> ops.max(scores,"),
+    maxima_alone=edit(CandidateAttention.call, "ops.logsumexp(scores, axis=-1) -> ops.sort(scores)[..., -1]"),
     padding_weighs=edit(
         CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(ops.where(scores < -1e8, 0.0, scores),"
     ),
