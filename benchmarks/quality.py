@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.prepare import Prepared, prepare
 from tfx_pipeline.code_version import code_version
 from trainer import metrics
-from trainer.flops import request_flops
+from trainer.flops import batch_cost, request_flops
 from trainer.training import predict, train
 from transform.batches import count_labels
 from transform.columns import ModelInputs
@@ -181,13 +181,15 @@ def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder
     trained = train(spec, inputs, files["train"], files["eval"], str(folder))
     seconds = time.perf_counter() - started
     counts = count_labels(spec, files["test"])
+    candidates = round(counts.candidates / counts.requests)
     rows = predict(spec, trained.model, files["test"])
     return {
         "tasks": {task: {name: float(metrics.compute(name, rows[task])) for name in METRICS} for task in tasks},
         "eval": {task: trained.epochs[trained.best_epoch]["eval"][task]["auc"] for task in tasks},
         "best_epoch": trained.best_epoch,
         "parameters": trained.model.count_params(),
-        "flops": request_flops(trained.model, round(counts.candidates / counts.requests), 10**6),
+        "flops": request_flops(trained.model, candidates, 10**6),
+        "cost": asdict(batch_cost(trained.model, spec.training.batch_requests, candidates, 10**6)),
         "seconds": seconds,
     }
 

@@ -17,6 +17,7 @@ from trainer.checkpoints import TrainingCheckpoints
 from trainer.course import Course
 from trainer.diagnostics import GradientProbe, write_json
 from trainer.epoch import run_epoch
+from trainer.flops import batch_cost
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
@@ -107,9 +108,9 @@ def train(
     check_settings(spec, model)
     model.recompute = settings.recompute
     start_at_base_rates(model, counts)
-    logging.info(
-        "%s: %d parameters, %d requests in %d steps", spec.model.name, model.count_params(), counts.requests, steps
-    )
+    cost = batch_cost(model, settings.batch_requests, round(counts.candidates / counts.requests), 10**6)
+    size = f"{counts.requests:,} requests in {steps:,} steps"
+    print(f"    {spec.model.name}: {size}; {cost}, with full histories", flush=True)
     loss_fn = build_loss(spec, inputs.tasks)
     optimizers = Optimizers(spec, model, loss_fn, steps * settings.epochs)
     course = Course(inputs.tasks, settings.early_stopping)

@@ -14,6 +14,7 @@ from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.layers.shared_bottom import SharedBottom
 from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.layers.summary_merge import SummaryMerge
 from trainer.layers.target_attention import TargetAttention
 from transform.columns import Column, EventSequence, ModelInputs
 
@@ -87,7 +88,12 @@ def _cross(visibility, detach=True, **options):
 
 def _matching(kind):
     arguments = {"tasks": normal(B, K, D), "candidates": normal(B, N, K, D, seed=1)}
-    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K), {"in_float32": True})
+    return Case(MatchingScorer, {"kind": kind}, arguments, (B, N, K), {"float32": (0,)})
+
+
+def _merge(parts):
+    summary = {"read": normal(B, parts, K, HEADS, D // HEADS), "log_weight": normal(B, parts, K, HEADS, seed=1)}
+    return Case(SummaryMerge, {}, {"summary": summary}, (B, K, D))
 
 
 def _loss(infonce):
@@ -105,7 +111,8 @@ CASES = {
             "candidates": normal(B, N, K, D, seed=1),
             "candidate_mask": CANDIDATES_MASK,
         },
-        (B, K, D),
+        [(B, 1, K, HEADS), (B, 1, K, HEADS, D // HEADS)],  # log_weight, read
+        {"float32": (0,)},
     ),
     "candidate_tokenizer": Case(
         CandidateTokenizer, {"tasks": K, "d": D}, {"candidates": normal(B, N, 6)}, (B, N, 1 + K, D)
@@ -144,7 +151,7 @@ CASES = {
         {"tasks": 3, "hidden": (16, 8), "dropout": 0.1},
         {"inputs": normal(B, N, D)},
         (B, N, 3),
-        {"in_float32": True},
+        {"float32": (0,)},
     ),
     "situational_descriptor": Case(
         SituationalDescriptor,
@@ -155,6 +162,8 @@ CASES = {
     "situational_descriptor_without_context": Case(
         SituationalDescriptor, {"tasks": K, "d": D}, {"user": normal(B, 6)}, (B, K, D)
     ),
+    "summary_merge": _merge(3),
+    "summary_merge_of_one_part": _merge(1),
     "target_attention": Case(
         TargetAttention,
         {"hidden": 16},

@@ -25,7 +25,7 @@ def run_layer_test(
     bfloat16_tolerance=BFLOAT16_TOLERANCE,
     idle=(),
     reduces=False,
-    in_float32=False,
+    float32=(),
 ):
     """Runs a layer in every way in which it will be run.
 
@@ -39,7 +39,7 @@ def run_layer_test(
         bfloat16_tolerance: float. How far bfloat16 may be off, relative to the largest output.
         idle: tuple of str. Ends of the paths of the weights that rightly get no gradient.
         reduces: bool. Whether the layer is a loss: its outputs have no B, and are float32 whatever the policy.
-        in_float32: bool. Whether the layer's outputs are float32 whatever the policy, as logits are.
+        float32: tuple of int. Places of the outputs that are float32 whatever the policy.
     """
     arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict)}
     options = {name: value for name, value in call_args.items() if name not in arrays}
@@ -58,7 +58,8 @@ def run_layer_test(
     _check_symbolic_call(cls, init_kwargs, arrays, options, expected, reduces)
     _check_compiled(layer, arrays, options, expected)
     _check_gradients(layer, arrays, options, idle)
-    _check_bfloat16(cls, init_kwargs, layer, call_args, expected, bfloat16_tolerance, reduces or in_float32)
+    exact = range(len(expected)) if reduces else float32
+    _check_bfloat16(cls, init_kwargs, layer, call_args, expected, bfloat16_tolerance, exact)
     _check_saving(layer, arrays, options, expected)
     run_docstring_example(cls)
 
@@ -146,14 +147,14 @@ def _check_gradients(layer, arrays, options, idle):
             assert np.isfinite(gradient).all() and np.any(gradient), f"{variable.path} gets no gradient"
 
 
-def _check_bfloat16(cls, init_kwargs, layer, call_args, expected, tolerance, in_float32):
-    """The policy reaches the sub-layers: outputs are bfloat16, or float32 if they should be; weights stay float32."""
+def _check_bfloat16(cls, init_kwargs, layer, call_args, expected, tolerance, exact):
+    """The policy reaches the sub-layers: outputs are bfloat16 but for the exact ones, weights stay float32."""
     mixed = cls(**init_kwargs, dtype="mixed_bfloat16")
     mixed(**call_args)
     mixed.set_weights(layer.get_weights())
     outputs = keras.tree.flatten(mixed(**call_args))
-    for output, value in zip(outputs, expected, strict=True):
-        dtype = "bfloat16" if value.dtype == np.float32 and not in_float32 else str(value.dtype)
+    for place, (output, value) in enumerate(zip(outputs, expected, strict=True)):
+        dtype = "bfloat16" if value.dtype == np.float32 and place not in exact else str(value.dtype)
         assert keras.backend.standardize_dtype(output.dtype) == dtype, f"mixed policy gave {output.dtype}"
     assert {sub.compute_dtype for sub in mixed._flatten_layers()} == {"bfloat16"}
     assert [variable.dtype for variable in mixed.trainable_variables] == ["float32"] * len(layer.trainable_variables)

@@ -1,26 +1,137 @@
 import keras
+import numpy as np
+import pytest
 from random_batches import INPUTS
 
-from trainer.flops import request_flops
+from trainer.flops import batch_cost, request_flops
 from trainer.models.registry import build_model
-from transform.columns import Column, ModelInputs
+from transform.columns import Column, EventSequence, ModelInputs
 from transform.spec_training import Model
 
-K, D, N, FFN = 2, 8, 3, 2
+K, D, H, N, FFN, L, U = 2, 8, 2, 3, 2, 2, 6
+ITEM = 5  # the width of an item's embedding, of which there are 7
+LONGEST = 9  # of the sequence
 NO_SEQUENCES = ModelInputs(
-    columns=(Column("user", "user", "id", "user", 4), Column("candidate", "item", "id", "item", 5)),
+    columns=(Column("user", "user", "id", "user", 4), Column("candidate", "item", "id", "item", ITEM)),
     rows={"user": 6, "item": 7},
     sequences=(),
     tasks=("click", "buy"),
 )
+ONE_SEQUENCE = ModelInputs(
+    columns=(
+        Column("user", "age", "dense", None, 1),
+        Column("candidate", "item", "id", "item", ITEM),
+        Column("seen", "item", "id", "item", ITEM),
+    ),
+    rows={"item": 7},
+    sequences=(EventSequence("seen", "history", LONGEST),),
+    tasks=("click", "buy"),
+)
+
+
+def onerank(inputs, layers):
+    return build_model(Model(name="onerank", d=D, layers=layers, heads=H, ffn_ratio=FFN), inputs)
+
+
+# === The cost of a batch, against a count by hand ===
+
+
+def product(rows, inner, columns, each=1, gradients=2):
+    """Products of [rows, inner] and [inner, columns]: FLOPs and bytes, forward and in training."""
+    flops = 2 * each * rows * inner * columns
+    moved = 4 * each * (rows * inner + inner * columns + rows * columns)
+    return np.array([flops, flops * (1 + gradients), moved, moved * (1 + gradients)])
+
+
+def attention(requests, tokens, context, pairs):
+    """Two products for a pair forward and four backward; reads queries, keys, values and context, writes as queries."""
+    flops, moved = requests * 4 * D * pairs, 4 * requests * D * (4 * tokens + 2 * context)
+    return np.array([flops, 3 * flops, moved, 3 * moved])
+
+
+def rows(number, width):
+    """Rows that are looked up, and their gradients."""
+    return np.array([0, 0, 4 * number * width, 2 * 4 * number * width])
+
+
+def block(tokens):
+    """All of a block but its attention."""
+    return product(tokens, D, D) + product(tokens, D, FFN * D) + product(tokens, FFN * D, D)
+
+
+@pytest.mark.parametrize("b", [1, 4])
+def test_the_cost_of_a_batch_is_that_counted_by_hand(b):
+    groups = N * (1 + K)
+    by_part = {
+        "events: rows, positions, projection": rows(b * U, ITEM) + rows(b * U, D) + product(b * U, ITEM, D),
+        "context: queries, keys and values of all blocks": L * product(b * U, D, 3 * D),
+        "context: all else, of all blocks but the last, where nobody reads it": (L - 1)
+        * (attention(b, U, 0, pairs=U * (U + 1) // 2) + block(b * U)),
+        "candidates: rows, projection": rows(b * N, ITEM) + product(b * N, ITEM, D),
+        "groups: queries, keys and values": L * product(b * groups, D, 3 * D),
+        "groups: attention to the context, the candidate and itself": L
+        * attention(b, groups, U, pairs=groups * U + N * (1 + 2 * K)),
+        "groups: all else": L * block(b * groups),
+        "descriptor: nothing learns from the gradient of an age": product(b, 1, D, gradients=1) + product(b, D, K * D),
+        "candidate attention: queries": product(b, D, D, each=K) + product(b, D // H, D, each=K * H),
+        "candidate attention: scores and sums": product(H, D, N, each=b * K) + product(H, N, D, each=b * K),
+        "candidate attention: values, merge": product(b, D, D // H, each=K * H) + product(b, D, D, each=K),
+        "cross-task: query, merge, feed-forward": product(b * K, D, D) + block(b * K),
+        "cross-task: own key and value": product(b * K, D, 2 * D),
+        "cross-task: others' key and value, whose gradient stops": product(b * K, D, 2 * D, gradients=1),
+        "cross-task: scores and sums of others": product(K, D // H, K, each=b * H) + product(K, K, D // H, each=b * H),
+        "cross-task: scores and sums of its own": product(1, D // H, 1, each=b * K * H)
+        + product(1, 1, D // H, each=b * K * H),
+        "score": product(1, D, N, each=b * K),
+    }
+    cost = batch_cost(onerank(ONE_SEQUENCE, L), b, N, U)
+    found = [cost.forward_flops, cost.training_flops, cost.forward_bytes, cost.training_bytes]
+    np.testing.assert_array_equal(found, sum(by_part.values()))
+    assert cost.training_intensity == cost.training_flops / cost.training_bytes
+    assert cost.forward_intensity == cost.forward_flops / cost.forward_bytes
+
+
+def test_parameters_of_tables_and_of_the_rest_are_told_apart():
+    a_block = 3 * D * D + D * D + 2 * FFN * D * D + (FFN + 1) * D + 2 * 2 * D + H
+    by_part = {
+        "context: kernel and positions": ITEM * D + LONGEST * D,
+        "candidates: projection and task tokens": ITEM * D + D + K * D,
+        "blocks, and the norm after them": L * a_block + 2 * D,
+        "descriptor: two layers and a norm": D + D + 2 * D + K * (D * D + D),
+        "candidate attention and its merge": K * 4 * D * D,
+        "cross-task": 4 * D * D + 2 * FFN * D * D + (FFN + 1) * D + 2 * 2 * D,
+        "score: factor and bias": 2 * K,
+    }
+    cost = batch_cost(onerank(ONE_SEQUENCE, L), 1, N, U)
+    assert (cost.dense_parameters, cost.table_parameters) == (sum(by_part.values()), 7 * ITEM)
+    assert cost.parameters == cost.dense_parameters + cost.table_parameters
+
+
+def test_half_as_wide_numbers_move_half_the_bytes():
+    model = onerank(ONE_SEQUENCE, L)
+    mixed = type(model).from_config({**model.get_config(), "dtype": "mixed_bfloat16"})
+    mixed.create_variables()
+    plain, half = batch_cost(model, 4, N, U), batch_cost(mixed, 4, N, U)
+    assert half.training_flops == plain.training_flops
+    assert 0.5 <= half.training_bytes / plain.training_bytes < 0.6, "rows and weights of attention are float32"
+
+
+def test_any_model_has_a_cost():
+    one, ten = (batch_cost(build_model(Model(name="din"), INPUTS), requests, 3, 5) for requests in (1, 10))
+    assert ten.training_flops == 10 * one.training_flops > 20 * one.forward_flops
+    assert one.training_bytes < ten.training_bytes < 10 * one.training_bytes, "parameters are read once a batch"
+    assert ten.training_intensity > one.training_intensity
+
+
+# === Operations of a request, as the portable kernel computes it ===
 
 
 def test_operations_are_those_counted_by_hand():
     keras.utils.set_random_seed(0)
-    model = build_model(Model(name="onerank", d=D, layers=1, heads=2, ffn_ratio=FFN), NO_SEQUENCES)
+    model = onerank(NO_SEQUENCES, 1)
     square, ffn, tokens = D * D, 2 * FFN * D * D, N * (1 + K)
     by_part = {
-        "candidate's token": N * 5 * D,
+        "candidate's token": N * ITEM * D,
         "block: query, key, value, merge, feed-forward": tokens * (4 * square + ffn),
         "block: scores of 2 heads with 3 columns more, own candidate and itself": 2 * tokens * 2 * (D // 2 + 3),
         "block: sums of 2 heads": tokens * 2 * D,

@@ -21,6 +21,7 @@ from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.ranking_loss import RankingLoss
 from trainer.layers.shared_bottom import SharedBottom
 from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.layers.summary_merge import SummaryMerge
 from trainer.layers.target_attention import TargetAttention
 
 # === What holds for every layer ===
@@ -336,6 +337,7 @@ def test_bilinear_matching_starts_as_the_dot_product():
         (CandidateAttention, [(None, K, D), (None, None, K, D)]),
         (MatchingScorer, [(None, K, D), (None, None, K, D)]),
         (SituationalDescriptor, [(None, 6), (None, 3)]),
+        (SummaryMerge, [{"read": (None, None, K, HEADS, D // HEADS), "log_weight": (None, None, K, HEADS)}]),
     ],
 )
 def test_weights_of_tasks_start_independent_and_of_one_tasks_scale(cls, shapes):

@@ -155,6 +155,37 @@ def test_compiled_with_open_shapes_it_computes_the_same(model, jit_compile):
         np.testing.assert_allclose(actual, logits_of(model, batch), atol=1e-5)
 
 
+def score_in_chunks(model, batch, chunk):
+    cache = model.encode_context(batch["user"], batch["sequences"], training=False)
+    return model.score_in_chunks(cache, batch["context"], batch["candidates"], chunk)
+
+
+def test_chunks_of_a_list_are_scored_as_the_whole(model):
+    for sizes in ([7, 2, 3], [1, 1, 1]):  # with chunks that are all padding
+        batch = batch_of(candidates=sizes)
+        there, expected = batch["candidates"]["mask"], logits_of(model, batch)
+        for chunk in (1, 2, 3, 7, 100):
+            scored = numpy(score_in_chunks(model, batch, chunk))
+            np.testing.assert_allclose(
+                scored[there], expected[there], atol=1e-5, err_msg=f"{sizes} in chunks of {chunk}"
+            )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_chunks_are_compiled_with_open_shapes(model, jit_compile):
+    signature = keras.tree.map_structure(lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), batch_of())
+    compiled = tf.function(lambda batch: score_in_chunks(model, batch, 3), [signature], jit_compile=jit_compile)
+    for sizes in ([7, 2, 3], [1, 1, 1]):
+        batch = batch_of(candidates=sizes)
+        there = batch["candidates"]["mask"]
+        np.testing.assert_allclose(numpy(compiled(batch))[there], logits_of(model, batch)[there], atol=1e-5)
+
+
+def test_a_chunk_holds_a_candidate_at_least(model):
+    with pytest.raises(ValueError, match="`chunk` should be at least 1. Received: `chunk=0`. Use 512"):
+        model.score_in_chunks({}, {}, {}, 0)
+
+
 def test_gradient_reaches_every_weight(model):
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(model(batch_of(), training=True)))

@@ -26,12 +26,14 @@ from trainer.layers.cross_task_attention import CrossTaskAttention, visibility_m
 from trainer.layers.matching_scorer import MatchingScorer
 from trainer.layers.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
 from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.layers.summary_merge import SummaryMerge
 from trainer.models.base import empty_batch
 from trainer.models.onerank import OneRank
 from trainer.ops import portable_attention
 from trainer.ops.structured_attention import attention_kernel, structured_attention
 
 K, D, HEADS = len(INPUTS.tasks), 12, 2
+SUMMARY = {"read": (3, 1, K, HEADS, D // HEADS), "log_weight": (3, 1, K, HEADS)}
 OTHERS = ~np.eye(K, dtype=bool)
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 
@@ -146,7 +148,8 @@ def run(model, batch):
     """r [B, N, K, d], z [B, K, d] and the logits [B, N, K]."""
     cache = model.encode_context(batch["user"], batch["sequences"])
     r = model._candidate_states(cache, batch["candidates"], False)
-    z = model._task_vectors(cache, batch["context"], r, batch["candidates"]["mask"])
+    queries = model._queries(cache, batch["context"])
+    z = model._task_vectors(queries, model._summary(queries, r, batch["candidates"]["mask"]))
     return numpy(r), numpy(z), numpy(model.call(batch))
 
 
@@ -205,8 +208,8 @@ def test_a_task_token_moves_its_own_channel_alone():
 def scored_one_by_one(self, cache, context, candidates, training=None):
     def score(n):
         one = {name: values[:, n : n + 1] for name, values in candidates.items()}
-        r = self._candidate_states(cache, one, training)
-        return self.scorer(self._task_vectors(cache, context, r, one["mask"]), r)
+        states, summary = self.summarize_candidates(cache, context, one, training)
+        return self.score_summary(cache, context, summary, states)
 
     return ops.concatenate([score(n) for n in range(candidates["mask"].shape[1])], axis=1)
 
@@ -282,7 +285,7 @@ def test_padded_events_are_inert():
 
 @fails_under(
     the_descriptor_is_cached=edit(
-        OneRank._task_vectors,
+        OneRank._queries,
         "self.descriptor(user, request) -> cache.setdefault('queries', self.descriptor(user, request))",
     ),
 )
@@ -479,15 +482,62 @@ def test_anchors_read_histories_not_vice_versa():
     ),
 )
 def test_each_task_attends_to_all_candidates_with_weights_of_its_own():
-    layer = built(CandidateAttention(HEADS), (3, K, D), (3, 4, K, D))
+    layer, merge = built(CandidateAttention(HEADS), (3, K, D), (3, 4, K, D)), built(SummaryMerge(), SUMMARY)
     queries, states, there = normal(3, K, D), normal(3, 4, K, D, seed=1), np.arange(4) < np.array(CANDIDATES)[:, None]
-    wq, wk, wv, wo = (numpy(getattr(layer, f"{name}_kernel")) for name in ("query", "key", "value", "merge"))
+    wq, wk, wv = (numpy(getattr(layer, f"{name}_kernel")) for name in ("query", "key", "value"))
+    wo = numpy(merge.kernel)
     expected = np.zeros((3, K, D))
     for b, k, h in np.ndindex(3, K, HEADS):
         r = states[b, there[b], k]
         weights = np.exp((r @ wk[k, :, h]) @ (queries[b, k] @ wq[k, :, h]) / np.sqrt(D / HEADS))
         expected[b, k] += weights / weights.sum() @ (r @ wv[k, :, h]) @ wo[k, h]
-    same(layer(queries, states, there), expected, "attention")
+    same(merge(layer(queries, states, there)), expected, "attention")
+
+
+def scored_in_chunks(model, batch, chunk):
+    cache = model.encode_context(batch["user"], batch["sequences"])
+    return numpy(model.score_in_chunks(cache, batch["context"], batch["candidates"], chunk))
+
+
+@fails_under(
+    parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
+    the_first_part_alone=edit(SummaryMerge.call, "if read.shape[1] == 1: -> if True:"),
+    maxima_not_rescaled=edit(
+        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(scores - ops.sort(scores)[..., -1:],"
+    ),
+    maxima_alone=edit(CandidateAttention.call, "ops.logsumexp(scores, axis=-1) -> ops.sort(scores)[..., -1]"),
+    padding_weighs=edit(
+        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(ops.where(scores < -1e8, 0.0, scores),"
+    ),
+    parts_apart=lambda monkeypatch: monkeypatch.setattr(
+        OneRank, "score_in_chunks", lambda self, *arguments: scored_one_by_one(self, *arguments[:3])
+    ),
+)
+def test_parts_of_a_list_are_scored_as_the_whole():
+    model, batch = made(), random_batch([7, 2, 3], EVENTS)
+    for kernel in (model.attend_candidates.key_kernel, model.attend_candidates.query_kernel):
+        kernel.assign(numpy(kernel) * 2)  # some candidates take most of the weight
+    there, expected = batch["candidates"]["mask"], logits_of(model, batch)
+    for chunk in (1, 2, 3, 6, 7, 100):  # the second request has parts of padding alone
+        same(scored_in_chunks(model, batch, chunk)[there], expected[there], f"parts of {chunk}")
+
+
+@fails_under(
+    parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
+)
+def test_a_client_merges_by_concatenation():
+    """Parts of different sizes, their summaries in another order; each part scored beside all."""
+    model, batch = made(), random_batch([5, 5, 2], EVENTS)
+    cache = model.encode_context(batch["user"], batch["sequences"])
+    expected, there = logits_of(model, batch), batch["candidates"]["mask"]
+    parts = [
+        each(lambda values, p=p: values[:, p], batch, "candidates") for p in (slice(0, 3), slice(3, 4), slice(4, 5))
+    ]
+    passed = [model.summarize_candidates(cache, part["context"], part["candidates"]) for part in parts]
+    summary = {name: np.concatenate([numpy(of[name]) for _, of in passed[::-1]], axis=1) for name in passed[0][1]}
+    assert {tensor.shape[:2] for tensor in summary.values()} == {(3, 3)}, "batch first, then the parts"
+    scored = [numpy(model.score_summary(cache, batch["context"], summary, states)) for states, _ in passed]
+    same(np.concatenate(scored, axis=1)[there], expected[there], "two passes")
 
 
 # === Tasks read each other under a mask and without gradient ===
@@ -607,7 +657,7 @@ def test_the_situation_moves_what_is_looked_for_not_the_candidates():
         np.testing.assert_array_equal(other_r, r, f"{group} is no token")
 
 
-@fails_under(context_still_there=edit(OneRank._task_vectors, "ops.zeros_like(request) -> request"))
+@fails_under(context_still_there=edit(OneRank._queries, "ops.zeros_like(request) -> request"))
 def test_a_constant_descriptor_knows_neither_user_nor_context():
     model, batch = made(descriptor="constant"), random_batch(CANDIDATES, EVENTS)
     np.testing.assert_array_equal(logits_of(model, other_situation(batch)), logits_of(model, batch))

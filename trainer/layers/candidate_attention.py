@@ -12,9 +12,10 @@ from trainer.ops.softmax import HIDDEN, softmax
 
 @keras.saving.register_keras_serializable(package="onerank")
 class CandidateAttention(keras.layers.Layer):
-    """Multi-head attention of one query a task over that task's states of all candidates; all weights are the task's.
+    """Multi-head attention of one query a task over that task's states of candidates; all weights are the task's.
 
-    It is what makes a score depend on what else is on offer. Padded candidates have no part in it.
+    It is what makes a score depend on what else is on offer. Padded candidates have no part in it. What comes out is a
+    summary that may be of a part of the candidates alone; `SummaryMerge` makes one vector a task of all parts.
 
     Args:
         heads: int. H, the attention heads; divides d. Defaults to 4.
@@ -25,11 +26,12 @@ class CandidateAttention(keras.layers.Layer):
         candidate_mask: Bool [B, N]. True where a candidate is.
 
     Returns:
-        Float [B, K, d].
+        A dict: `read` [B, 1, K, H, d/H], the mean of values that each head reads, and `log_weight` [B, 1, K, H],
+        float32, the logarithm of the sum of its scores' exponentials. Axis 1 counts the parts.
 
     Example:
     ```python
-    CandidateAttention(heads=2)(np.ones((2, 3, 8)), np.ones((2, 5, 3, 8)), np.ones((2, 5), bool))  # [2, 3, 8]
+    CandidateAttention(2)(np.ones((2, 3, 8)), np.ones((2, 5, 3, 8)), np.ones((2, 5), bool))["read"]  # [2, 1, 3, 2, 4]
     ```
 
     References:
@@ -47,34 +49,41 @@ class CandidateAttention(keras.layers.Layer):
         k, d = queries_shape[-2:]
         if d % self.heads:
             raise ValueError(f"`heads` should divide d. Received: `heads={self.heads}`, d = {d}. Use 4 heads and d 64.")
-        width = d // self.heads
         limit = (6.0 / (2 * d)) ** 0.5  # the glorot limits of one task's matrix, not of the stack
 
-        def kernel(name: str, shape: tuple[int, ...]) -> Any:
+        def kernel(name: str) -> Any:
             uniform = keras.initializers.RandomUniform(-limit, limit)
-            return self.add_weight(shape=shape, initializer=uniform, name=name)
+            return self.add_weight(shape=(k, d, self.heads, d // self.heads), initializer=uniform, name=name)
 
-        self.query_kernel = kernel("query_kernel", (k, d, self.heads, width))
-        self.key_kernel = kernel("key_kernel", (k, d, self.heads, width))
-        self.value_kernel = kernel("value_kernel", (k, d, self.heads, width))
-        self.merge_kernel = kernel("merge_kernel", (k, self.heads, width, d))
+        self.query_kernel = kernel("query_kernel")
+        self.key_kernel = kernel("key_kernel")
+        self.value_kernel = kernel("value_kernel")
         self.built = True
 
-    def call(self, queries: Any, candidates: Any, candidate_mask: Any) -> Any:
+    def call(self, queries: Any, candidates: Any, candidate_mask: Any) -> dict[str, Any]:
         """What each task reads."""
         query = ops.einsum("bkd,kdhe->bkhe", queries, self.query_kernel)
         # The query meets the keys in the candidates' own space: [B, K, H, d] instead of keys [B, N, K, H, d/H].
         query = ops.einsum("bkhe,kdhe->bkhd", query, self.key_kernel)
         scores = ops.cast(ops.einsum("bkhd,bnkd->bkhn", query, candidates), "float32")
         scores = scores * (self.query_kernel.shape[-1] ** -0.5)
-        weights = softmax(ops.where(candidate_mask[:, None, None, :], scores, HIDDEN))
-        read = ops.einsum("bkhn,bnkd->bkhd", ops.cast(weights, candidates.dtype), candidates)
-        values = ops.einsum("bkhd,kdhe->bkhe", read, self.value_kernel)
-        return ops.einsum("bkhe,khed->bkd", values, self.merge_kernel)
+        scores = ops.where(candidate_mask[:, None, None, :], scores, HIDDEN)
+        weights = ops.cast(softmax(scores), candidates.dtype)
+        mean = ops.einsum("bkhn,bnkd->bkhd", weights, candidates)
+        read = ops.einsum("bkhd,kdhe->bkhe", mean, self.value_kernel)
+        return {
+            "read": ops.expand_dims(read, 1),
+            "log_weight": ops.expand_dims(ops.logsumexp(scores, axis=-1), 1),
+        }
 
-    def compute_output_shape(self, queries_shape: Any, candidates_shape: Any) -> Any:
-        """[B, K, d]."""
-        return tuple(queries_shape)
+    def compute_output_spec(self, queries: Any, candidates: Any, candidate_mask: Any) -> dict[str, Any]:
+        """[B, 1, K, H, d/H] and [B, 1, K, H]."""
+        b, k, d = queries.shape
+        heads = (b, 1, k, self.heads)
+        return {
+            "read": keras.KerasTensor((*heads, d // self.heads), self.compute_dtype),
+            "log_weight": keras.KerasTensor(heads, "float32"),
+        }
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

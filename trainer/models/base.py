@@ -7,8 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.ops.in_parts import join_parts, map_parts, split_parts
 from transform.columns import Column, ModelInputs
 
 Tensors = dict[str, Any]
@@ -20,6 +22,10 @@ class RankingModel(keras.Model):
     A subclass writes `encode_context` and `score_candidates`; calling the model is the one after the other, so training
     and both ways of serving compute the same numbers. What a cache holds must depend on the user and the sequences
     alone, never on the request's context or its candidates.
+
+    Long lists are scored part by part in two passes, with equal results: `summarize_candidates` on each part, then
+    `score_summary` with the summaries of all. A model whose scores depend on the other candidates writes both; for the
+    others, the second pass has nothing to do.
 
     The embedding tables are made here, as `embedding`: all models share how features become vectors, and training may
     treat the tables apart.
@@ -73,6 +79,58 @@ class RankingModel(keras.Model):
             Float32 [B, N, K]. The logits; those of padded candidates mean nothing.
         """
         raise TypeError(f"`{type(self).__name__}` should define `score_candidates`.")
+
+    def summarize_candidates(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> tuple[Tensors, Tensors]:
+        """The first pass over a part of the candidates: all that is as costly as they are many.
+
+        Args:
+            cache: dict. What `encode_context` returned.
+            context: dict. As for `score_candidates`.
+            candidates: dict. As for `score_candidates`, a part of them.
+            training: bool.
+
+        Returns:
+            The states: named tensors [B, N, ...], of each candidate of the part. The summary: named tensors
+            [B, 1, ...], what scores need to know of the part; none where candidates don't depend on each other, as is
+            the default.
+        """
+        return {"logits": self.score_candidates(cache, context, candidates, training=training)}, {}
+
+    def score_summary(self, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
+        """The second pass: scores a part of the candidates beside all others.
+
+        Args:
+            cache: dict. What `encode_context` returned.
+            context: dict. As for `score_candidates`.
+            summary: dict. The summaries of all parts, in any order, concatenated on axis 1: [B, P, ...].
+            states: dict. Those of the part.
+
+        Returns:
+            Float [B, N, K]. The logits that `score_candidates` would give these candidates among all.
+        """
+        return states["logits"]
+
+    def score_in_chunks(self, cache: Tensors, context: Tensors, candidates: Tensors, chunk: int) -> Any:
+        """What `score_candidates` gives, in the memory of a chunk and of all candidates' states.
+
+        Args:
+            cache: dict. What `encode_context` returned.
+            context: dict. As for `score_candidates`.
+            candidates: dict. As for `score_candidates`, N at least 1.
+            chunk: int. The most candidates that are worked on at once.
+
+        Returns:
+            Float [B, N, K]. The logits; those of padded candidates mean nothing.
+        """
+        if chunk < 1:
+            raise ValueError(f"`chunk` should be at least 1. Received: `chunk={chunk}`. Use 512.")
+        parts = split_parts(candidates, chunk)
+        states, summaries = map_parts(self.summarize_candidates, parts, cache, context)
+        summary = {name: join_parts(tensor) for name, tensor in summaries.items()}
+        logits = map_parts(self.score_summary, states, cache, context, summary)
+        return join_parts(logits)[:, : ops.shape(candidates["mask"])[1]]
 
     def call(self, batch: dict[str, dict[str, Any]], training: bool | None = None) -> Any:
         """Both stages on a batch of `user`, `sequences`, `context` and `candidates`: logits [B, N, K]."""

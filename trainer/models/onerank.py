@@ -15,6 +15,7 @@ from trainer.layers.cross_task_attention import CrossTaskAttention, visibility_m
 from trainer.layers.matching_scorer import KINDS, MatchingScorer
 from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.situational_descriptor import SituationalDescriptor
+from trainer.layers.summary_merge import SummaryMerge
 from trainer.models.base import RankingModel, Tensors
 from trainer.models.registry import register_model
 from trainer.ops.recompute import recomputed
@@ -114,6 +115,7 @@ class OneRank(RankingModel):
         self.attend_candidates = None
         if candidate_attention:
             self.attend_candidates = CandidateAttention(heads, name="candidate_attention", dtype=dtype)
+            self.merge_summary = SummaryMerge(name="summary_merge", dtype=dtype)
         self.cross = CrossTaskAttention(cross_task, heads, ffn_ratio, detach, name="cross_task", dtype=dtype)
         self.scorer = MatchingScorer(scorer, name="scorer", dtype=dtype)
 
@@ -139,8 +141,19 @@ class OneRank(RankingModel):
     ) -> Any:
         """Logits [B, N, K]."""
         states = self._candidate_states(cache, candidates, training)
-        tasks = self._task_vectors(cache, context, states, candidates["mask"])
-        return self.scorer(tasks, states)
+        queries = self._queries(cache, context)
+        return self._score(queries, self._summary(queries, states, candidates["mask"]), states)
+
+    def summarize_candidates(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> tuple[Tensors, Tensors]:
+        """`states` [B, N, K, d], and what `CandidateAttention` returns, if there is one."""
+        states = self._candidate_states(cache, candidates, training)
+        return {"states": states}, self._summary(self._queries(cache, context), states, candidates["mask"])
+
+    def score_summary(self, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
+        """Logits [B, N, K]."""
+        return self._score(self._queries(cache, context), summary, states["states"])
 
     # === Steps ===
 
@@ -170,15 +183,24 @@ class OneRank(RankingModel):
         states = self.final_norm(groups)
         return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 
-    def _task_vectors(self, cache: Tensors, context: Tensors, states: Any, candidate_mask: Any) -> Any:
-        """Z [B, K, d]: what each task looks for in this request."""
+    def _queries(self, cache: Tensors, context: Tensors) -> Any:
+        """[B, K, d]: what the situation makes each task look for."""
         user, request = cache["user"], self.embedding(context, group="context") if context else None
         if self.descriptor_kind == "constant":
             user, request = ops.zeros_like(user), None if request is None else ops.zeros_like(request)
-        queries = self.descriptor(user, request)
+        return self.descriptor(user, request)
+
+    def _summary(self, queries: Any, states: Any, candidate_mask: Any) -> Tensors:
+        return {} if self.attend_candidates is None else self.attend_candidates(queries, states, candidate_mask)
+
+    def _score(self, queries: Any, summary: Tensors, states: Any) -> Any:
+        return self.scorer(self._task_vectors(queries, summary), states)
+
+    def _task_vectors(self, queries: Any, summary: Tensors) -> Any:
+        """Z [B, K, d]: what each task looks for in this request."""
         tasks = queries
         if self.attend_candidates is not None:
-            tasks = self.attend_candidates(queries, states, candidate_mask)
+            tasks = self.merge_summary(summary)
             tasks = tasks + queries if self.query_residual else tasks
         return self.cross(tasks)
 

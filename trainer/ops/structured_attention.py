@@ -17,7 +17,7 @@ from trainer.ops.visibility import CAUSAL, Context, Visibility
 
 KERNELS = ("auto", "fused", "portable", "reference")
 
-_setting = ["auto"]
+_setting: list[str | Callable[..., Any]] = ["auto"]
 
 
 def structured_attention(
@@ -64,18 +64,19 @@ def structured_attention(
 
 
 @contextlib.contextmanager
-def attention_kernel(name: str) -> Iterator[None]:
+def attention_kernel(name: str | Callable[..., Any]) -> Iterator[None]:
     """Sets the kernel of all structured attention that is called, or traced, inside.
 
     Args:
         name: str. `"fused"`: the TensorFlow operation in C++; where XLA compiles, the portable kernel all the same.
             `"portable"`: keras.ops. `"reference"`: one mask over all tokens, for tests. `"auto"`, the setting from the
-            start: fused where the operation is built and takes the tensors, else portable; the log says so once.
+            start: fused where the operation is built and takes the tensors, else portable; the log says so once. Or a
+            function of the arguments that the kernels take, for those who look on.
 
     Raises:
         ValueError: on another name.
     """
-    if name not in KERNELS:
+    if not callable(name) and name not in KERNELS:
         raise ValueError(f"The attention's kernel should be one of {', '.join(KERNELS)}. Received: {name}. Use auto.")
     before = _setting[0]
     _setting[0] = name
@@ -87,6 +88,8 @@ def attention_kernel(name: str) -> Iterator[None]:
 
 def _kernel(queries: Any) -> Callable[..., Any]:
     name = _setting[0]
+    if callable(name):
+        return name
     if name == "reference":
         return reference_attention
     if name == "portable":
