@@ -275,13 +275,7 @@ def find_figures(rows: Sequence[Row]) -> tuple[dict[str, float], list[str]]:
 
 def tables(results: dict[str, Any]) -> str:
     """The results in Markdown."""
-    machine, rows = results["machine"], results["rows"]
-    lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, "
-        f"{', '.join(machine['instruction_sets'])}. "
-        + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-        + f". Threads: {results['threads']}. Commit {results['commit']}."
-    ]
+    rows, lines = results["rows"], [measure.describe(results)]
     for shape in dict.fromkeys(row["shape"] for row in rows):
         of_shape = [row for row in rows if row["shape"] == shape]
         lines += ["", f"**{shape}**", "", "| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]

@@ -260,6 +260,17 @@ def serve(answer: Callable[..., Any], facts: Any = None) -> None:
 # === Results ===
 
 
+def describe(results: Mapping[str, Any]) -> str:
+    """Where, with what and when results were measured, as a line of Markdown."""
+    machine = results["machine"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, "
+        f"{', '.join(machine['instruction_sets'])}. "
+        + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        + f". Threads: {results['threads']}. Commit {results['commit']}."
+    )
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes a file whole or not at all."""
     path = Path(path)

@@ -92,7 +92,7 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
     batches = request_batches(
         spec, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed
     ).repeat()
-    optimizers = Optimizers(spec, model, loss_fn, steps)
+    optimizers = Optimizers(spec.training, model, loss_fn, steps)
     step_fn = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)
     held_out = list(request_batches(spec, files["eval"], EVAL_REQUESTS).take(1))
     course = []

@@ -62,7 +62,7 @@ def run_epoch(
         disable=not sys.stdout.isatty(),
     )
     unread: list[tuple[tf.Tensor, tf.Tensor]] = []
-    waiting = _Waiting()
+    waiting = Waiting()
     started = time.perf_counter()
     with bar:
         shown = bar.add_task("train", total=steps, completed=course.step, loss=float("nan"))
@@ -103,7 +103,7 @@ def _read(unread: list[tuple[tf.Tensor, tf.Tensor]], course: Course, steps: int)
     unread.clear()
 
 
-class _Waiting:
+class Waiting:
     """How long the loop stood still for want of a batch, in `seconds`."""
 
     def __init__(self) -> None:

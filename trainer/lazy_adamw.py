@@ -12,9 +12,10 @@ import tensorflow as tf
 class LazyAdamW(keras.optimizers.AdamW):
     """AdamW that touches only those rows of an embedding table that a batch looks up.
 
-    Keras's goes over whole tables in each step, several times: their moments fade, and their weights decay. Here moments
-    and weights of a row stand still until it is looked up again, so that a step costs what its batch holds. For other
-    variables, and for a table of which all rows are looked up, it is AdamW.
+    Keras's goes over whole tables in each step, several times: their moments fade, and their weights decay. Here
+    moments and weights of a row stand still until it is looked up again, so that a step costs what its batch holds.
+    For other variables, and for a table of which all rows are looked up, it is AdamW. (Keras's, given the gradients of
+    look-ups, squares them one by one; here a row that was looked up twice has the square of the sum.)
 
     Weight decay acts on whole variables; call `exclude_from_weight_decay(var_list=tables)` and rows of those tables
     decay when they are looked up.

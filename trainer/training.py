@@ -19,6 +19,7 @@ from trainer.diagnostics import GradientProbe, write_json
 from trainer.epoch import run_epoch
 from trainer.flops import batch_cost
 from trainer.layers.ranking_loss import RankingLoss
+from trainer.lazy_adamw import LazyAdamW
 from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
 from trainer.precision import computing_in
@@ -35,6 +36,7 @@ LAST_RATE = 0.1  # of the learning rate, at the end of the cosine
 
 _OPTIMIZERS = {
     "adamw": keras.optimizers.AdamW,
+    "lazy_adamw": LazyAdamW,
     "adam": keras.optimizers.Adam,
     "adagrad": keras.optimizers.Adagrad,
     "sgd": keras.optimizers.SGD,
@@ -112,7 +114,7 @@ def train(
     size = f"{counts.requests:,} requests in {steps:,} steps"
     print(f"    {spec.model.name}: {size}; {cost}, with full histories", flush=True)
     loss_fn = build_loss(spec, inputs.tasks)
-    optimizers = Optimizers(spec, model, loss_fn, steps * settings.epochs)
+    optimizers = Optimizers(settings, model, loss_fn, steps * settings.epochs)
     course = Course(inputs.tasks, settings.early_stopping)
     best, last = (os.path.join(run_dir, "checkpoints", f"{name}.weights.h5") for name in ("best", "last"))
     checkpoints = None
@@ -242,8 +244,7 @@ def evaluate(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> di
 class Optimizers:
     """One optimizer for all variables, or one for the embedding tables and one for the rest."""
 
-    def __init__(self, spec: RankingSpec, model: RankingModel, loss_fn: RankingLoss, steps: int):
-        settings = spec.training
+    def __init__(self, settings: Training, model: RankingModel, loss_fn: RankingLoss, steps: int):
         variables = [*model.trainable_variables, *loss_fn.trainable_variables]
         tables = {id(variable) for variable in model.embedding.trainable_variables}
         self._parts = [(build_optimizer(settings.optimizer, steps), variables)]
@@ -254,6 +255,8 @@ class Optimizers:
                 (of_tables, [variable for variable in variables if id(variable) in tables]),
             ]
         for optimizer, part in self._parts:
+            if isinstance(optimizer, LazyAdamW):
+                optimizer.exclude_from_weight_decay([variable for variable in part if id(variable) in tables])
             optimizer.build(part)
 
     @property

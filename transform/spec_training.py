@@ -37,8 +37,9 @@ class Model(BaseModel):
 class Optimizer(Section):
     """An optimizer and its schedule."""
 
-    name: Literal["adamw", "adam", "adagrad", "sgd"] = Field("adamw", examples=["adagrad"])
-    """Keras's optimizer of that name."""
+    name: Literal["adamw", "lazy_adamw", "adam", "adagrad", "sgd"] = Field("adamw", examples=["lazy_adamw"])
+    """Keras's optimizer of that name. `lazy_adamw` is `adamw` but for embedding tables, of which a step changes only
+    the rows that its batch looks up: for large tables."""
     learning_rate: float = Field(0.002, gt=0, examples=[0.01])
     """The rate at the start."""
     weight_decay: float | None = Field(None, ge=0, examples=[0.0])

@@ -70,7 +70,7 @@ EVENTS = {
     "liked": {"events": normal(B, 3, 4), "mask": prefix_mask([3, 0, 1], 3)},
     "seen": {"events": normal(B, U, 6, seed=1), "mask": EVENTS_MASK},
 }
-CACHE = (B, 2, HEADS, U, D // HEADS)
+KEYS = (B, HEADS, U, D // HEADS)
 
 
 def _block(tokens, mask, shape, cache=None, **options):
@@ -78,7 +78,8 @@ def _block(tokens, mask, shape, cache=None, **options):
     arguments = {"tokens": tokens, "context_mask": mask}
     if cache is not None:
         arguments["context_cache"] = cache
-    return Case(PrivateChannelBlock, settings, arguments, [shape, CACHE if cache is None else cache.shape], options)
+    keys = KEYS if cache is None else cache[0].shape
+    return Case(PrivateChannelBlock, settings, arguments, [shape, keys, keys], options)
 
 
 def _cross(visibility, detach=True, **options):
@@ -139,10 +140,10 @@ CASES = {
     "matching_scorer_mlp": _matching("mlp"),
     "private_channel_block_context": _block(normal(B, U, D), EVENTS_MASK, (B, U, D), idle=("candidate_bias",)),
     "private_channel_block_groups": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=normal(*CACHE, seed=1)
+        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=(normal(*KEYS, seed=1), normal(*KEYS, seed=2))
     ),
     "private_channel_block_groups_without_context": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=normal(B, 2, HEADS, 0, D // HEADS)
+        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(normal(B, HEADS, 0, D // HEADS),) * 2
     ),
     "ranking_loss": _loss(0.0),
     "ranking_loss_with_infonce": _loss(0.3),

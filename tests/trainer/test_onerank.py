@@ -378,13 +378,17 @@ NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
     candidate_counts_twice=edit(portable_attention._own_scores, "place > 0 -> place >= 0"),
     no_candidate_bias=edit(portable_attention._own_scores, "+ ops.cast(bias -> + 0 * ops.cast(bias"),
     no_scaling=edit(portable_attention.portable_attention, " * (queries.shape[-1] ** -0.5) -> "),
-    caches_of_one_block=edit(OneRank._candidate_states, '["keys_values"][:, index] -> ["keys_values"][:, 0]'),
+    caches_of_one_block=edit(
+        OneRank._candidate_states,
+        'cache[f"keys_{index}"] -> cache["keys_0"]',
+        'cache[f"values_{index}"] -> cache["values_0"]',
+    ),
     task_tokens_in_spite_of_the_flag=edit(
         OneRank.__init__, "self.task_tokens = task_tokens -> self.task_tokens = True", "k if task_tokens else 0 -> k"
     ),
     no_gradient_into_the_cache=edit(
         private_channel_block.PrivateChannelBlock.call,
-        "Context(context_cache[:, 0] -> Context(ops.stop_gradient(context_cache)[:, 0]",
+        "Context(*context_cache -> Context(*map(ops.stop_gradient, context_cache)",
     ),
 )
 def test_states_and_gradients_are_those_of_one_dense_mask():
@@ -464,7 +468,8 @@ def test_anchors_read_histories_not_vice_versa():
 
     def cached(*changed):  # keys and values after two blocks: of the history, and of the anchor
         sequences = {**batch["sequences"], **{name: other[name] for name in changed}}
-        return np.split(numpy(model.encode_context(batch["user"], sequences)["keys_values"])[:, 2], [5], axis=3)
+        cache = model.encode_context(batch["user"], sequences)
+        return np.split(np.stack([numpy(cache[name]) for name in ("keys_1", "values_1")]), [5], axis=3)
 
     (history, anchor), (history_kept, _), (_, anchor_moved) = cached(), cached("bought"), cached("seen")
     same(history_kept, history, "a history reads an anchor")

@@ -39,7 +39,7 @@ class Job:
         self.model = build_model(model, small.inputs())
         self.model.recompute = self.settings.recompute
         self.loss_fn = build_loss(self.spec, small.spec.task_names)
-        self.optimizers = Optimizers(self.spec, self.model, self.loss_fn, STEPS)
+        self.optimizers = Optimizers(self.spec.training, self.model, self.loss_fn, STEPS)
         files = files or small.transformed["train"]
         self.batches = request_batches(
             self.spec, files, self.settings.batch_requests, pad_to_buckets=self.settings.jit_compile
