@@ -108,7 +108,6 @@ def train(
     steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
     check_settings(spec, model)
-    model.recompute = settings.recompute
     start_at_base_rates(model, counts)
     cost = batch_cost(model, settings.batch_requests, round(counts.candidates / counts.requests), 10**6)
     size = f"{counts.requests:,} requests in {steps:,} steps"
@@ -286,9 +285,10 @@ def make_train_step(
         model: RankingModel.
         loss_fn: RankingLoss.
         optimizers: Optimizers.
-        settings: Training. Of them `precision`, `jit_compile` and `embedding_l2`.
+        settings: Training. Of them `precision`, `jit_compile`, `recompute` and `embedding_l2`.
         element_spec: the dataset's (batch, targets).
     """
+    model.recompute = settings.recompute  # in all gradients: those that are measured need the same memory
 
     @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:

@@ -37,7 +37,6 @@ class Job:
         self.settings = self.spec.training
         keras.utils.set_random_seed(1)
         self.model = build_model(model, small.inputs())
-        self.model.recompute = self.settings.recompute
         self.loss_fn = build_loss(self.spec, small.spec.task_names)
         self.optimizers = Optimizers(self.spec.training, self.model, self.loss_fn, STEPS)
         files = files or small.transformed["train"]
