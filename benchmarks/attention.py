@@ -34,7 +34,7 @@ from trainer.ops.fused_attention import unavailable
 
 OURS = ("fused", "portable", "portable XLA")
 MEMORY_KERNELS = (*OURS, "tf", "torch")
-QUICK_KERNELS = ("fused", "portable", "tf", "torch")
+QUICK_KERNELS = ("fused", "portable", "reference", "tf", "torch")
 CHECKED_ROWS = 256  # queries of which results without gradients are compared, evenly spread
 NO_TORCH = (
     "PyTorch is left out: this interpreter has none. Install it, here or in an environment of its own "
