@@ -34,7 +34,7 @@ from trainer.ops.fused_attention import unavailable
 
 OURS = ("fused", "portable", "portable XLA")
 MEMORY_KERNELS = (*OURS, "tf", "torch")
-QUICK_KERNELS = ("fused", "portable", "reference", "tf", "torch")
+QUICK_KERNELS = ("fused", "portable", "tf", "torch")
 CHECKED_ROWS = 256  # queries of which results without gradients are compared, evenly spread
 NO_TORCH = (
     "PyTorch is left out: this interpreter has none. Install it, here or in an environment of its own "
@@ -198,7 +198,7 @@ def compare(
         baseline = "fused + projections" if kernel in WITH_PROJECTIONS else "fused"
         if baseline in runs:
             row["over_fused"] = asdict(Ratio.of(times[kernel], times[baseline]))
-        if kernel == "reference" and "portable" in runs:
+        if kernel == "tf" and "portable" in runs:
             row["over_portable"] = asdict(Ratio.of(times[kernel], times["portable"]))
         if kernel not in WITH_PROJECTIONS:
             row["gemm_share"] = shape.flops(backward) / best.cpu / speed
@@ -268,7 +268,7 @@ def find_figures(rows: Sequence[Row]) -> tuple[dict[str, float], list[str]]:
         "attention.B.fwd.over_torch": value("B", forward, "torch", "over_fused", "least"),
         "attention.B.fwdbwd.over_torch": value("B", both, "torch", "over_fused", "least"),
         "attention.C.extra_mb": value("C", forward, "fused", "extra_mb"),
-        "attention.portable.C.over_dense": value("C", forward, "reference", "over_portable", "median"),
+        "attention.portable.C.over_dense": value("C", forward, "tf", "over_portable", "median"),
     }
     errors = [row["error"] for row in rows if row["kernel"] in OURS and "error" in row]
     if errors:
