@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-attention bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ lint: $(STAMP)  ## Check style, format, types and the direction of imports
 
 docs: $(STAMP)  ## Write docs/spec.md from the schema and the models
 	$(PY) -W ignore -m docs.make_spec_reference
+
+bench-attention: $(STAMP)  ## The attention's kernels and their rivals: speed, memory, exactness (TORCH_PYTHON: an interpreter with PyTorch)
+	$(BENCH).attention --output benchmarks/results/attention.json $(if $(TORCH_PYTHON),--torch-python "$(TORCH_PYTHON)")
 
 bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"

@@ -21,6 +21,7 @@ if X86:
     KERNELS["avx2"] = (8, ["-march=x86-64-v3"])
     KERNELS["avx512"] = (16, ["-march=x86-64-v4", "-mprefer-vector-width=512"])
 FLAGS = ["-O3", "-g0", "-fPIC", "-std=c++17", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS += ["-fno-tree-loop-distribute-patterns"]  # rows are short: no calls of memcpy for them
 FLAGS += ["-Wno-maybe-uninitialized"]  # g++ 12's own headers
 
 

@@ -37,8 +37,8 @@ MEMORY_KERNELS = (*OURS, "tf", "torch")
 QUICK_KERNELS = ("fused", "portable", "tf", "torch")
 CHECKED_ROWS = 256  # queries of which results without gradients are compared, evenly spread
 NO_TORCH = (
-    "PyTorch is left out: this interpreter has none. Install it here (pip install torch), or elsewhere and name that "
-    "interpreter with --torch-python."
+    "PyTorch is left out: this interpreter has none. Install it, here or in an environment of its own "
+    "(pip install torch numpy), and name that interpreter with --torch-python."
 )
 PASSES = {False: "forward", True: "forward + backward"}
 
@@ -90,11 +90,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _torch_python(asked: str | None) -> str | None:
     """The interpreter for PyTorch, or None, and a line that says so."""
     python = asked or sys.executable
-    found = subprocess.run([python, "-c", "import torch, numpy"], capture_output=True, text=True)
-    if found.returncode == 0:
+    try:
+        found = subprocess.run([python, "-c", "import torch, numpy"], capture_output=True, text=True)
+        why_not = found.stderr.strip().rpartition("\n")[2] if found.returncode else ""
+    except OSError as error:
+        why_not = str(error)
+    if not why_not:
         return python
     if asked:
-        raise SystemExit(f"error: {asked} can't import torch and numpy: {found.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"error: {asked} can't import torch and numpy: {why_not}")
     print(NO_TORCH, flush=True)
     return None
 
@@ -194,7 +198,7 @@ def compare(
         baseline = "fused + projections" if kernel in WITH_PROJECTIONS else "fused"
         if baseline in runs:
             row["over_fused"] = asdict(Ratio.of(times[kernel], times[baseline]))
-        if kernel == "reference" and "portable" in runs:
+        if kernel == "tf" and "portable" in runs:
             row["over_portable"] = asdict(Ratio.of(times[kernel], times["portable"]))
         if kernel not in WITH_PROJECTIONS:
             row["gemm_share"] = shape.flops(backward) / best.cpu / speed
@@ -264,7 +268,7 @@ def find_figures(rows: Sequence[Row]) -> tuple[dict[str, float], list[str]]:
         "attention.B.fwd.over_torch": value("B", forward, "torch", "over_fused", "least"),
         "attention.B.fwdbwd.over_torch": value("B", both, "torch", "over_fused", "least"),
         "attention.C.extra_mb": value("C", forward, "fused", "extra_mb"),
-        "attention.portable.C.over_dense": value("C", forward, "reference", "over_portable", "median"),
+        "attention.portable.C.over_dense": value("C", forward, "tf", "over_portable", "median"),
     }
     errors = [row["error"] for row in rows if row["kernel"] in OURS and "error" in row]
     if errors:

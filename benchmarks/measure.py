@@ -26,8 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 GEMM_SIZE = 1024
 GEMM_FLOPS = 2 * GEMM_SIZE**3
-# For a process whose memory is measured: what it frees goes back to the system at once, so that it counts anew.
-MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+# For a process whose memory is measured: what it frees goes back to the system at once, so that it counts anew. With
+# oneDNN TensorFlow would keep it.
+MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 _INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve")
 
@@ -99,11 +100,17 @@ class Times:
 
 
 def timed(call: Callable[[], Any], repeats: int = 1) -> Times:
-    """The mean times of some calls."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        call()
-    return Times((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
+    """The mean times of some calls, none of which has to collect Python's garbage."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            call()
+        return Times((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def repeats_for(call: Callable[[], Any], seconds: float) -> int:

@@ -90,3 +90,5 @@ def test_without_pytorch_one_line_says_so(capsys, tmp_path):
     assert "--torch-python" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No module named torch"):
         attention._torch_python(str(python))
+    with pytest.raises(SystemExit, match="No such file"):
+        attention._torch_python(str(tmp_path / "nothing"))

@@ -90,22 +90,27 @@ class Buffer {
   float* data_;
 };
 
-// One head of a request: where its rows are, and their width.
-template <class T>
+// One head of a request: where its rows are, and their width. `kDepth` is the depth where it is known, for loops of
+// known length; else 0.
+template <class Number, int kDepth>
 struct Head {
+  using T = Number;
+
   Head(const Attention& a, int64_t index)
       : a(a),
         index(index),
         mask(a.mask + index / a.heads * a.tokens),
         context_mask(a.context_mask + index / a.heads * a.context),
         scale(kLog2E / __builtin_sqrtf(static_cast<float>(a.depth))),
-        bias(a.bias[index % a.heads] * kLog2E),
-        width(RoundUp(a.depth, kLanes)) {}
+        bias(a.bias[index % a.heads] * kLog2E) {}
+
+  int64_t depth() const { return kDepth > 0 ? kDepth : a.depth; }
+  int64_t width() const { return RoundUp(depth(), kLanes); }
 
   // Row i of n rows a head.
   template <class U>
   U* Row(U* tensor, int64_t n, int64_t i) const {
-    return tensor + (index * n + i) * a.depth;
+    return tensor + (index * n + i) * depth();
   }
   const T* Row(const void* tensor, int64_t n, int64_t i) const { return Row(static_cast<const T*>(tensor), n, i); }
   T* Row(void* tensor, int64_t n, int64_t i) const { return Row(static_cast<T*>(tensor), n, i); }
@@ -113,42 +118,49 @@ struct Head {
   // A row as floats, with zeros up to the width.
   void Read(const T* row, float scaled, float* to) const {
     int64_t d = 0;
-    for (; d + kLanes <= a.depth; d += kLanes) Store(to + d, scaled * LoadFloats(row + d));
-    if (d == width) return;
+    for (; d + kLanes <= depth(); d += kLanes) Store(to + d, scaled * LoadFloats(row + d));
+    if (depth() % kLanes == 0) return;
     T rest[kLanes] = {};
-    for (int64_t i = d; i < a.depth; ++i) rest[i - d] = row[i];
+    for (int64_t i = d; i < depth(); ++i) rest[i - d] = row[i];
     Store(to + d, scaled * LoadFloats(rest));
   }
   void Write(const float* row, float scaled, T* to) const {
     int64_t d = 0;
-    for (; d + kLanes <= a.depth; d += kLanes) StoreFloats(scaled * Load(row + d), to + d);
-    if (d == width) return;
+    for (; d + kLanes <= depth(); d += kLanes) StoreFloats(scaled * Load(row + d), to + d);
+    if (depth() % kLanes == 0) return;
     T rest[kLanes];
     StoreFloats(scaled * Load(row + d), rest);
-    for (int64_t i = d; i < a.depth; ++i) to[i] = rest[i - d];
+    for (int64_t i = d; i < depth(); ++i) to[i] = rest[i - d];
   }
-  void WriteZeros(T* to) const { memset(to, 0, sizeof(T) * a.depth); }
+  void WriteZeros(T* to) const { memset(to, 0, sizeof(T) * depth()); }
   void Clear(float* row) const {
-    for (int64_t d = 0; d < width; d += kLanes) Store(row + d, Vector{});
+    for (int64_t d = 0; d < width(); d += kLanes) Store(row + d, Vector{});
+  }
+
+  // Has a row brought to the cache that is to be read, or written, soon. It may lie behind the last: nothing is accessed.
+  template <bool kWrite>
+  void Fetch(const void* tensor, int64_t n, int64_t i) const {
+    const auto row = reinterpret_cast<const char*>(Row(tensor, n, i));
+    const int64_t size = depth() * sizeof(T);
+    for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(row + at, kWrite, 2);
   }
 
   float Dot(const float* one, const float* other) const {
     Vector sum{};
-    for (int64_t d = 0; d < width; d += kLanes) sum += Load(one + d) * Load(other + d);
+    for (int64_t d = 0; d < width(); d += kLanes) sum += Load(one + d) * Load(other + d);
     return SumOfLanes(sum);
   }
   void Add(const float* row, float factor, float* to) const {  // to += factor * row
-    for (int64_t d = 0; d < width; d += kLanes) Store(to + d, Load(to + d) + factor * Load(row + d));
+    for (int64_t d = 0; d < width(); d += kLanes) Store(to + d, Load(to + d) + factor * Load(row + d));
   }
   void Scale(float factor, float* row) const {
-    for (int64_t d = 0; d < width; d += kLanes) Store(row + d, factor * Load(row + d));
+    for (int64_t d = 0; d < width(); d += kLanes) Store(row + d, factor * Load(row + d));
   }
 
   const Attention& a;
   const int64_t index;
   const bool *const mask, *const context_mask;
   const float scale, bias;  // for scores of base 2
-  const int64_t width;
 };
 
 // The packed keys and values of a head: its context, and the list too unless tokens read their group's first alone.
@@ -166,8 +178,8 @@ class Keys {
         value_panels(transpose_values ? key_panels + size_ : nullptr),
         place(reinterpret_cast<int32_t*>(places_.get())) {}
 
-  template <class T>
-  void Pack(const Head<T>& head) {
+  template <class H>
+  void Pack(const H& head) {
     const Attention& a = head.a;
     int32_t n = 0;
     for (int64_t i = 0; i < a.context; ++i) {
@@ -230,8 +242,8 @@ struct Tile {
   } stretches[2];  // packed keys that some query reads; from the beginning of a panel on
 
   // Takes the next queries from *query on; `skip` is told those of padding.
-  template <class T, class Skip>
-  void Take(const Head<T>& head, const Keys& keys, int64_t* next, int64_t last, Skip skip) {
+  template <class H, class Skip>
+  void Take(const H& head, const Keys& keys, int64_t* next, int64_t last, Skip skip) {
     const Attention& a = head.a;
     const int64_t before = a.tokens - a.queries;
     context = keys.context;
@@ -332,10 +344,10 @@ inline void AddTransposed(const Tiles& tile, const float* weights, const float* 
 
 // The keys and values of a group's first token and of one of its tokens, read outside of the panels where that is all a
 // token reads of its group.
-template <class T>
+template <class H>
 class Own {
  public:
-  explicit Own(const Head<T>& head) : head_(head) {}
+  explicit Own(const H& head) : head_(head) {}
 
   // Reads those of a token; `first` is -1 where the token is its group's first, or this one is masked.
   void Read(int64_t token) {
@@ -360,20 +372,30 @@ class Own {
   float key[kMaxDepth], value[kMaxDepth], first_key[kMaxDepth], first_value[kMaxDepth];
 
  private:
-  const Head<T>& head_;
+  const H& head_;
 };
+
+// Fetches what the next tile, or where a list is packed the next head, reads in place of query r.
+template <class H, class Tiles>
+inline void FetchNext(const H& head, const Tiles& tile, int r) {
+  const Attention& a = head.a;
+  const int64_t token = tile.token[r] + (a.reads == Reads::kFirst ? tile.n : a.tokens);
+  head.template Fetch<false>(a.k, a.tokens, token);
+  head.template Fetch<false>(a.v, a.tokens, token);
+  head.template Fetch<false>(a.q, a.queries, tile.query[r] + tile.n);
+}
 
 inline float Exp2OfOne(float x) { return Exp2(Splat(x))[0]; }
 
 // === Forward: a softmax that goes along the keys, block by block ===
 
-template <class T>
-void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>& tile, float* q, float* out, float* scores) {
+template <class H>
+void ForwardTile(const H& head, const Keys& keys, const Tile<kForwardRows>& tile, float* q, float* out, float* scores) {
   const Attention& a = head.a;
-  const int64_t width = head.width;
+  const int64_t width = head.width();
   float top[kForwardRows];   // the running maximum of a query's scores
   Vector sum[kForwardRows];  // the running sum of its exponentials, in lanes
-  Own<T> own(head);
+  Own<H> own(head);
   for (int r = 0; r < tile.rows; ++r) {
     float *query = q + r * kStride, *read = out + r * kStride;
     head.Clear(read);
@@ -402,6 +424,10 @@ void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>
                        scores + panel, kBlock);
       }
       for (int r = 0; r < tile.n; ++r) {
+        if (begin == 0) {
+          FetchNext(head, tile, r);
+          head.template Fetch<true>(a.out, a.queries, tile.query[r]);
+        }
         float* row = scores + r * kBlock;
         const int vectors = Vectors(tile.Reached(r + 1, begin, inner));
         tile.Hide(r, begin, vectors, row);
@@ -416,6 +442,10 @@ void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>
           }
           top[r] = peak;
         }
+      }
+      for (int r = 0; r < tile.n; ++r) {  // apart from the loop above, which waits for a maximum in each turn
+        float* row = scores + r * kBlock;
+        const int vectors = Vectors(tile.Reached(r + 1, begin, inner));
         for (int n = 0; n < vectors; ++n) {
           const Vector weight = Exp2(Load(row + n * kLanes) - top[r]);
           Store(row + n * kLanes, weight);
@@ -433,14 +463,14 @@ void ForwardTile(const Head<T>& head, const Keys& keys, const Tile<kForwardRows>
   }
 }
 
-template <class T>
+template <class H>
 void ForwardUnits(const Attention& a, int64_t chunks, int64_t begin, int64_t end) {
   Keys keys(a, false);
   const Buffer rows((2 * kStride + kBlock) * kForwardRows);
   float *q = rows.get(), *out = q + kStride * kForwardRows, *scores = out + kStride * kForwardRows;
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Head<T> head(a, unit / chunks);
+    const H head(a, unit / chunks);
     if (head.index != packed) keys.Pack(head);
     packed = head.index;
     int64_t next = a.queries * (unit % chunks) / chunks;
@@ -459,10 +489,10 @@ void ForwardUnits(const Attention& a, int64_t chunks, int64_t begin, int64_t end
 // === Backward: scores again, from the forward pass's log-sum-exp ===
 
 // Sums of gradients of the first token of a group, which several tokens read; written when the next group begins.
-template <class T>
+template <class H>
 class OwnGradient {
  public:
-  OwnGradient(const Head<T>& head, const AttentionGradient& g) : head_(head), g_(g), own_(head) {}
+  OwnGradient(const H& head, const AttentionGradient& g) : head_(head), g_(g), own_(head) {}
   ~OwnGradient() {
     Finish();
     g_.grad_bias[head_.index] = bias_ * kLn2;
@@ -513,9 +543,9 @@ class OwnGradient {
     head_.Write(first_value_, 1, head_.Row(g_.grad_v, head_.a.tokens, group_));
   }
 
-  const Head<T>& head_;
+  const H& head_;
   const AttentionGradient& g_;
-  Own<T> own_;
+  Own<H> own_;
   int64_t group_ = -1;
   float bias_ = 0;
   float first_key_[kMaxDepth], first_value_[kMaxDepth];
@@ -533,11 +563,11 @@ struct BackwardRows {
   float *const q, *const grad, *const grad_q, *const weights, *const slopes;
 };
 
-template <class T>
-void BackwardTile(const Head<T>& head, const AttentionGradient& g, const Keys& keys, const Tile<kBackwardRows>& tile,
-                  const BackwardRows& rows, OwnGradient<T>* own, float* grad_keys, float* grad_values) {
+template <class H>
+void BackwardTile(const H& head, const AttentionGradient& g, const Keys& keys, const Tile<kBackwardRows>& tile,
+                  const BackwardRows& rows, OwnGradient<H>* own, float* grad_keys, float* grad_values) {
   const Attention& a = head.a;
-  const int64_t width = head.width;
+  const int64_t width = head.width();
   float lse[kBackwardRows], delta[kBackwardRows];
   for (int r = 0; r < tile.rows; ++r) {
     float *q = rows.q + r * kStride, *grad = rows.grad + r * kStride, *grad_q = rows.grad_q + r * kStride;
@@ -562,6 +592,14 @@ void BackwardTile(const Head<T>& head, const AttentionGradient& g, const Keys& k
       MultiplyScores(tile, rows.q, keys.key_panels + at, width, begin, inner, rows.weights, kPanel);
       MultiplyScores(tile, rows.grad, keys.value_panels + at, width, begin, inner, rows.slopes, kPanel);
       for (int r = 0; r < tile.n; ++r) {
+        if (begin == 0) {
+          FetchNext(head, tile, r);
+          head.template Fetch<false>(a.out, a.queries, tile.query[r] + tile.n);
+          head.template Fetch<false>(g.grad_out, a.queries, tile.query[r] + tile.n);
+          head.template Fetch<true>(g.grad_q, a.queries, tile.query[r]);
+          head.template Fetch<true>(g.grad_k, a.tokens, tile.token[r]);
+          head.template Fetch<true>(g.grad_v, a.tokens, tile.token[r]);
+        }
         float *weights = rows.weights + r * kPanel, *slopes = rows.slopes + r * kPanel;
         const int vectors = Vectors(tile.Reached(r + 1, begin, inner));
         tile.Hide(r, begin, vectors, weights);
@@ -588,14 +626,14 @@ void BackwardTile(const Head<T>& head, const AttentionGradient& g, const Keys& k
 
 // The gradients of packed keys and values to where these came from; masked ones get zeros. Queries were scaled for scores
 // of base 2: ln 2 takes that back.
-template <class T>
-void Unpack(const Head<T>& head, const float* grad_keys, const float* grad_values, const AttentionGradient& g) {
+template <class H>
+void Unpack(const H& head, const float* grad_keys, const float* grad_values, const AttentionGradient& g) {
   const Attention& a = head.a;
   int64_t n = 0;
-  const auto put = [&](bool there, T* grad_k, T* grad_v) {
+  const auto put = [&](bool there, typename H::T* grad_k, typename H::T* grad_v) {
     if (there) {
-      head.Write(grad_keys + n * head.width, kLn2, grad_k);
-      head.Write(grad_values + n * head.width, 1, grad_v);
+      head.Write(grad_keys + n * head.width(), kLn2, grad_k);
+      head.Write(grad_values + n * head.width(), 1, grad_v);
       ++n;
     } else {
       head.WriteZeros(grad_k);
@@ -611,14 +649,14 @@ void Unpack(const Head<T>& head, const float* grad_keys, const float* grad_value
   }
 }
 
-template <class T>
+template <class H>
 void BackwardUnits(const Attention& a, const AttentionGradient& g, int64_t begin, int64_t end) {
   Keys keys(a, true);
   const Buffer grads(2 * keys.size());
   float *grad_keys = grads.get(), *grad_values = grad_keys + keys.size();
   const BackwardRows rows(kBackwardRows);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Head<T> head(a, unit);
+    const H head(a, unit);
     keys.Pack(head);
     memset(grad_keys, 0, sizeof(float) * 2 * keys.size());
     if (a.reads == Reads::kFirst) {
@@ -628,7 +666,7 @@ void BackwardUnits(const Attention& a, const AttentionGradient& g, int64_t begin
         head.WriteZeros(head.Row(g.grad_v, a.tokens, i));
       }
     }
-    OwnGradient<T> own(head, g);
+    OwnGradient<H> own(head, g);
     int64_t next = 0;
     while (next < a.queries) {
       Tile<kBackwardRows> tile;
@@ -641,11 +679,17 @@ void BackwardUnits(const Attention& a, const AttentionGradient& g, int64_t begin
 }
 
 void Forward(const Attention& a, int64_t chunks, int64_t begin, int64_t end) {
-  return a.bfloat16 ? ForwardUnits<BFloat16>(a, chunks, begin, end) : ForwardUnits<float>(a, chunks, begin, end);
+  if (a.bfloat16) return ForwardUnits<Head<BFloat16, 0>>(a, chunks, begin, end);
+  if (a.depth == 32) return ForwardUnits<Head<float, 32>>(a, chunks, begin, end);
+  if (a.depth == 64) return ForwardUnits<Head<float, 64>>(a, chunks, begin, end);
+  return ForwardUnits<Head<float, 0>>(a, chunks, begin, end);
 }
 
 void Backward(const Attention& a, const AttentionGradient& g, int64_t begin, int64_t end) {
-  return a.bfloat16 ? BackwardUnits<BFloat16>(a, g, begin, end) : BackwardUnits<float>(a, g, begin, end);
+  if (a.bfloat16) return BackwardUnits<Head<BFloat16, 0>>(a, g, begin, end);
+  if (a.depth == 32) return BackwardUnits<Head<float, 32>>(a, g, begin, end);
+  if (a.depth == 64) return BackwardUnits<Head<float, 64>>(a, g, begin, end);
+  return BackwardUnits<Head<float, 0>>(a, g, begin, end);
 }
 
 #define ONERANK_NAME_OF(kernels) #kernels
