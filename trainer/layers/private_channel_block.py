@@ -104,7 +104,8 @@ class PrivateChannelBlock(keras.layers.Layer):
             context_cache = (keys, values)
             read = structured_attention(queries, keys, values, CAUSAL, context_mask)
         else:
-            context = Context(*context_cache, context_mask)
+            context_keys, context_values = context_cache
+            context = Context(context_keys, context_values, context_mask)
             groups = Visibility("first", tokens.shape[2])
             read = structured_attention(queries, keys, values, groups, context=context, bias=self.candidate_bias)
         read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), ops.shape(flat))
