@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from conftest import repository
 
 from benchmarks import attention, attention_kernels
 from benchmarks.attention_shapes import Shape, candidates, visible
@@ -48,6 +49,12 @@ def test_every_kernel_is_measured_and_equal(tmp_path, capsys):
     assert attention.main(["--tables", str(tmp_path / "results.json")]) == 0
     printed = capsys.readouterr().out
     assert "| attention.C.extra_mb |" in printed and "**N = 2**" in printed
+
+
+def test_the_readme_shows_the_results_that_are_kept():
+    folder = repository() / "benchmarks"
+    results = json.loads((folder / "results/attention.json").read_text())
+    assert attention.tables(results) in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("broken", [0, 2], ids=["result", "gradient"])
