@@ -22,8 +22,8 @@ from transform.spec_training import EarlyStopping, Loss, Model, Optimizer, Train
 
 STEPS = 10
 LISTWISE = Loss(infonce=0.3)
-ONERANK = Model(name="onerank", d=16, layers=2, heads=2, ffn_ratio=2, loss=LISTWISE)
-DROPPING = Model(name="onerank", d=16, layers=2, heads=2, ffn_ratio=2, dropout=0.3, loss=LISTWISE)
+ONERANK = Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2, loss=LISTWISE)
+DROPPING = Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2, dropout=0.3, loss=LISTWISE)
 DIN = Model(name="din", d=8, hidden=[16], loss=LISTWISE)
 MIXED = "mixed_bfloat16"
 
@@ -87,7 +87,7 @@ def plain(small):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"jit_compile": True}, {"recompute": True}, {"jit_compile": True, "recompute": True}],
+    [{"recompute": True}, {"jit_compile": True, "recompute": True}],
     ids=lambda settings: "+".join(settings),
 )
 def test_the_settings_change_no_loss(small, plain, settings):
@@ -229,11 +229,10 @@ def test_recomputed_blocks_have_the_gradients_and_the_dropout_of_kept_ones(small
 
 
 def test_recomputing_keeps_no_activation_of_a_block(small):
-    """Each block's forward pass is in the step twice, and the loss needs only the first."""
+    """The block's forward pass stands in the step twice."""
     with attention_kernel("portable"):
         plain, recomputing = (count_softmax(Job(small, recompute=recompute)) for recompute in (False, True))
-    of_blocks = 2 * 2  # two blocks, each called on the context and on the candidates
-    assert recomputing == plain + of_blocks
+    assert recomputing == plain + 2, "the block is called on the context, then on the candidates"
 
 
 def count_softmax(job):
