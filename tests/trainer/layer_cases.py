@@ -16,6 +16,7 @@ from trainer.layers.shared_bottom import SharedBottom
 from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.layers.summary_merge import SummaryMerge
 from trainer.layers.target_attention import TargetAttention
+from trainer.layers.token_dense import TokenDense
 from transform.columns import Column, EventSequence, ModelInputs
 
 B, N, U, K, D = 3, 5, 7, 4, 8
@@ -76,10 +77,9 @@ KEYS = (B, HEADS, U, D // HEADS)
 def _block(tokens, mask, shape, cache=None, **options):
     settings = {"heads": HEADS, "ffn_ratio": 3, "dropout": 0.1}
     arguments = {"tokens": tokens, "context_mask": mask}
-    if cache is not None:
-        arguments["context_cache"] = cache
-    keys = KEYS if cache is None else cache[0].shape
-    return Case(PrivateChannelBlock, settings, arguments, [shape, keys, keys], options)
+    if cache:
+        arguments |= {"context_keys": normal(*cache, seed=1), "context_values": normal(*cache, seed=2)}
+    return Case(PrivateChannelBlock, settings, arguments, [shape, *[cache or KEYS] * 2], options)
 
 
 def _cross(visibility, detach=True, **options):
@@ -139,11 +139,9 @@ CASES = {
     "matching_scorer_bilinear": _matching("bilinear"),
     "matching_scorer_mlp": _matching("mlp"),
     "private_channel_block_context": _block(normal(B, U, D), EVENTS_MASK, (B, U, D), idle=("candidate_bias",)),
-    "private_channel_block_groups": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=(normal(*KEYS, seed=1), normal(*KEYS, seed=2))
-    ),
+    "private_channel_block_groups": _block(normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=KEYS),
     "private_channel_block_groups_without_context": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(normal(B, HEADS, 0, D // HEADS),) * 2
+        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(B, HEADS, 0, D // HEADS)
     ),
     "ranking_loss": _loss(0.0),
     "ranking_loss_with_infonce": _loss(0.3),
@@ -165,6 +163,7 @@ CASES = {
     ),
     "summary_merge": _merge(3),
     "summary_merge_of_one_part": _merge(1),
+    "token_dense": Case(TokenDense, {"units": 3, "activation": "gelu"}, {"inputs": normal(B, N, K, D)}, (B, N, K, 3)),
     "target_attention": Case(
         TargetAttention,
         {"hidden": 16},

@@ -41,7 +41,7 @@ def run_layer_test(
         reduces: bool. Whether the layer is a loss: its outputs have no B, and are float32 whatever the policy.
         float32: tuple of int. Places of the outputs that are float32 whatever the policy.
     """
-    arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict | tuple)}
+    arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict)}
     options = {name: value for name, value in call_args.items() if name not in arrays}
     layer = cls(**init_kwargs)
     layer(**call_args)

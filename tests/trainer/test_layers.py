@@ -271,7 +271,7 @@ def test_a_block_without_context_keeps_its_shape():
 def test_what_a_block_returns_with_a_cache_is_the_cache():
     case = CASES["private_channel_block_groups"]
     _, *cache = outputs_of(PrivateChannelBlock(**case.settings)(**case.arguments))
-    np.testing.assert_array_equal(cache, case.arguments["context_cache"])
+    np.testing.assert_array_equal(cache, [case.arguments["context_keys"], case.arguments["context_values"]])
 
 
 def test_dropout_of_a_block_acts_in_training_only():

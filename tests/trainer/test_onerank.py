@@ -388,7 +388,7 @@ NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
     ),
     no_gradient_into_the_cache=edit(
         private_channel_block.PrivateChannelBlock.call,
-        "context_values = context_cache -> context_values = map(ops.stop_gradient, context_cache)",
+        "Context(context_keys, -> Context(ops.stop_gradient(context_keys),",
     ),
 )
 def test_states_and_gradients_are_those_of_one_dense_mask():

@@ -34,19 +34,19 @@ class PrivateChannelBlock(keras.layers.Layer):
     Call arguments:
         tokens: Float [B, U, d], the context, or [B, N, 1 + K, d], the groups; U may be 0.
         context_mask: Bool [B, U]. True where a context token is.
-        context_cache: pair of Float [B, H, U, d/H], optional. The context's keys and values; with it, tokens are
-            groups.
+        context_keys: Float [B, H, U, d/H], optional. The context's keys; with them, tokens are groups.
+        context_values: Float [B, H, U, d/H], optional. The context's values.
         training: bool.
 
     Returns:
-        The new tokens, and the context's keys and values (those given, if they were).
+        The new tokens, the context's keys and its values (those given, if they were).
 
     Example:
     ```python
     block = PrivateChannelBlock(heads=2)
     mask = np.ones((2, 7), bool)
-    context, cache = block(np.ones((2, 7, 8)), mask)
-    block(np.ones((2, 5, 4, 8)), mask, cache)[0]  # [2, 5, 4, 8]
+    context, keys, values = block(np.ones((2, 7, 8)), mask)
+    block(np.ones((2, 5, 4, 8)), mask, keys, values)[0]  # [2, 5, 4, 8]
     ```
 
     References:
@@ -69,7 +69,7 @@ class PrivateChannelBlock(keras.layers.Layer):
         self.ffn_ratio = ffn_ratio
         self.dropout = dropout
 
-    def build(self, tokens_shape: Any, context_cache_shape: Any = None) -> None:
+    def build(self, tokens_shape: Any, context_keys_shape: Any = None, context_values_shape: Any = None) -> None:
         """Creates the weights; all that matters is the width d."""
         d = tokens_shape[-1]
         if d % self.heads:
@@ -94,24 +94,28 @@ class PrivateChannelBlock(keras.layers.Layer):
         self.built = True
 
     def call(
-        self, tokens: Any, context_mask: Any, context_cache: Any = None, training: bool | None = None
-    ) -> tuple[Any, Any]:
+        self,
+        tokens: Any,
+        context_mask: Any,
+        context_keys: Any = None,
+        context_values: Any = None,
+        training: bool | None = None,
+    ) -> tuple[Any, Any, Any]:
         """The block on the context, or on groups."""
         shape = ops.shape(tokens)
-        flat = tokens if context_cache is None else ops.reshape(tokens, (shape[0], shape[1] * shape[2], shape[3]))
+        flat = tokens if context_keys is None else ops.reshape(tokens, (shape[0], shape[1] * shape[2], shape[3]))
         queries, keys, values = self._heads(self.project(self.attention_norm(flat)))
-        if context_cache is None:
-            context_cache = (keys, values)
+        if context_keys is None:
+            context_keys, context_values = keys, values
             read = structured_attention(queries, keys, values, CAUSAL, context_mask)
         else:
-            context_keys, context_values = context_cache
             context = Context(context_keys, context_values, context_mask)
             groups = Visibility("first", tokens.shape[2])
             read = structured_attention(queries, keys, values, groups, context=context, bias=self.candidate_bias)
         read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), ops.shape(flat))
         flat = flat + self.drop(self.merge(read), training=training)
         flat = flat + self.drop(self.ffn_out(self.ffn_in(self.ffn_norm(flat))), training=training)
-        return ops.reshape(flat, shape), context_cache
+        return ops.reshape(flat, shape), context_keys, context_values
 
     def _heads(self, projected: Any) -> list[Any]:
         """[B, M, 3 d] to queries, keys and values [B, H, M, d/H]."""
@@ -119,12 +123,14 @@ class PrivateChannelBlock(keras.layers.Layer):
         split = ops.reshape(projected, (b, m, 3, self.heads, width // (3 * self.heads)))
         return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), num=3, axis=0)
 
-    def compute_output_shape(self, tokens_shape: Any, context_cache_shape: Any = None) -> Any:
+    def compute_output_shape(
+        self, tokens_shape: Any, context_keys_shape: Any = None, context_values_shape: Any = None
+    ) -> Any:
         """The tokens' shape, and twice [B, H, U, d/H]."""
-        if context_cache_shape is None:
+        if context_keys_shape is None:
             b, u, d = tokens_shape
-            context_cache_shape = [(b, self.heads, u, d // self.heads)] * 2
-        return tuple(tokens_shape), tuple(tuple(shape) for shape in context_cache_shape)
+            context_keys_shape = (b, self.heads, u, d // self.heads)
+        return tuple(tokens_shape), tuple(context_keys_shape), tuple(context_keys_shape)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -132,7 +132,7 @@ class OneRank(RankingModel):
         tokens, mask = self._context_tokens(sequences, embedded)
         cache = {"user": embedded, "mask": mask}
         for index, block in enumerate(self.blocks):
-            tokens, (keys, values) = self._apply(block, tokens=tokens, context_mask=mask, training=training)
+            tokens, keys, values = self._apply(block, tokens=tokens, context_mask=mask, training=training)
             cache |= {f"keys_{index}": keys, f"values_{index}": values}
         return cache
 
@@ -175,11 +175,9 @@ class OneRank(RankingModel):
         features = {key: value for key, value in candidates.items() if key != "mask"}
         groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
         for index, block in enumerate(self.blocks):
-            of_context = {
-                "context_mask": cache["mask"],
-                "context_cache": (cache[f"keys_{index}"], cache[f"values_{index}"]),
-            }
-            groups, _ = self._apply(block, tokens=groups, **of_context, training=training)
+            of_context = {"context_keys": cache[f"keys_{index}"], "context_values": cache[f"values_{index}"]}
+            arguments = {"tokens": groups, "context_mask": cache["mask"], **of_context}
+            groups, _, _ = self._apply(block, **arguments, training=training)
         states = self.final_norm(groups)
         return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 
