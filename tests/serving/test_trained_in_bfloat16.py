@@ -14,7 +14,6 @@ SETTINGS = {
     "early_stopping": None,
     "gradients_every": 0,
     "precision": "mixed_bfloat16",
-    "jit_compile": True,
     "recompute": True,
 }
 
