@@ -7,8 +7,13 @@ import shutil
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+try:
+    import tensorflow
+except ImportError:
+    tensorflow = None
+
 SOURCES = "trainer/ops/cc"
-LIBRARY = "libonerank_attention.so"
 X86 = platform.machine() in ("x86_64", "AMD64")
 # The kernels' builds: the floats of a vector, and the instructions. Which one runs is chosen at run time.
 KERNELS = {"plain": (4, [])}
@@ -31,15 +36,15 @@ class BuildAttention(build_ext):
         super().run()
 
     def get_ext_filename(self, fullname):
-        """It is a library for TensorFlow, not a module of Python's."""
-        return os.path.join(*fullname.split(".")[:-1], LIBRARY)
+        """It is a library for one version of TensorFlow, not a module of Python's."""
+        *folders, name = fullname.split(".")
+        version = tensorflow.__version__ if tensorflow else ""  # setuptools asks for the name whether it builds or not
+        return os.path.join(*folders, f"{name}_tf{version}.so")
 
     def build_extension(self, ext):
         """Compiles the kernels once for each set of instructions, and links them with the operation."""
-        import tensorflow as tf
-
         options = FLAGS + os.environ.get("ONERANK_CXXFLAGS", "").split()
-        macros = [("ONERANK_TENSORFLOW", f'"{tf.__version__}"')] + [("ONERANK_X86", "1")] * X86
+        macros = [("ONERANK_TENSORFLOW", f'"{tensorflow.__version__}"')] + [("ONERANK_X86", "1")] * X86
         kernels, *others = ext.sources
         objects = []
         for name, (lanes, instructions) in KERNELS.items():
@@ -49,14 +54,14 @@ class BuildAttention(build_ext):
                 macros=[("ONERANK_KERNELS", name), ("ONERANK_LANES", str(lanes))],
                 extra_postargs=options + instructions,
             )
-        tensorflow = [flag for flag in tf.sysconfig.get_compile_flags() if "std=" not in flag]
+        headers = [flag for flag in tensorflow.sysconfig.get_compile_flags() if "std=" not in flag]
         objects += self.compiler.compile(
-            others, output_dir=self.build_temp, macros=macros, extra_postargs=options + tensorflow
+            others, output_dir=self.build_temp, macros=macros, extra_postargs=options + headers
         )
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            extra_postargs=options + tf.sysconfig.get_link_flags(),
+            extra_postargs=options + tensorflow.sysconfig.get_link_flags(),
             target_lang="c++",
         )
 
@@ -65,10 +70,7 @@ class BuildAttention(build_ext):
         if shutil.which(compiler) is None:
             return f"there is no C++ compiler ({compiler}); install one or set CXX"
         os.environ.setdefault("CXX", compiler)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        try:
-            import tensorflow  # noqa: F401
-        except ImportError:
+        if tensorflow is None:
             return (
                 "TensorFlow is not there while building; install it first, then this package with --no-build-isolation"
             )

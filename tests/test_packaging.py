@@ -8,6 +8,7 @@ import sysconfig
 import venv
 
 import pytest
+import tensorflow as tf
 from conftest import repository
 
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
@@ -57,4 +58,5 @@ def test_an_installed_package_has_the_fused_attention_where_there_is_a_compiler(
     assert ("onerank: the fused attention is not built" in said) == (not there)
     found = run(python, "-c", PROGRAM, cwd=tmp_path)
     assert ("Structured attention: fused" in found) == there, found
-    assert there or "Structured attention: portable (libonerank_attention.so is not built)" in found
+    library = f"libonerank_attention_tf{tf.__version__}.so"
+    assert there or f"Structured attention: portable ({library} is not built)" in found

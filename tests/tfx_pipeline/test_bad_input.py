@@ -286,7 +286,7 @@ CASES = {
     unknown_type: ["features.user[1].type", "'numeric'", '"number"', "Did you mean `numeric`?"],
     unknown_vocabulary_key: ["features.user[0].vocabulary", "`topk`", "Did you mean `top_k`?"],
     unknown_task_in_the_score: ["score", "`click`", "Known: buy, save, share"],
-    request_without_candidates: ["request.max_candidates", "1"],
+    request_without_candidates: ["request.max_candidates", "greater than 0", "Received: 0"],
     cycle: ["tasks[0].observed_when", "without a cycle"],
     unknown_model: ["model.name", "onerang", "Did you mean `onerank`?"],
     label_as_feature: ["`bought_now`", "the label of task `buy`", "it would leak"],

@@ -341,6 +341,7 @@ def test_bilinear_matching_starts_as_the_dot_product():
 def test_weights_of_tasks_start_independent_and_of_one_tasks_scale(cls, shapes):
     """Glorot's limits of one task's matrix, not of the stack; no two weights draw the same numbers."""
     kwargs = {"tasks": K, "d": D} if cls is SituationalDescriptor else {"kind": "mlp"} if cls is MatchingScorer else {}
+    keras.utils.set_random_seed(1)
     layer = cls(**kwargs)
     layer.build(*shapes)
     drawn = [numpy(v) for v in layer.trainable_variables if v.name.endswith("kernel") and v.shape[0] == K and np.any(v)]

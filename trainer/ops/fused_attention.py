@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from trainer.ops.visibility import Context, Visibility
 
-LIBRARY = Path(__file__).with_name("libonerank_attention.so")
+NAME = "libonerank_attention"
+LIBRARY = Path(__file__).with_name(f"{NAME}_tf{tf.__version__}.so")
 MAX_DEPTH = 128
 _BUILT_AGAINST = re.compile(rb"onerank built against TensorFlow ([^;]*);")
 
@@ -62,7 +63,8 @@ def fused_attention(
 def unavailable() -> str | None:
     """Why the operation can't be used here, or None."""
     if not LIBRARY.exists():
-        return f"{LIBRARY.name} is not built"
+        others = ", ".join(path.name for path in sorted(LIBRARY.parent.glob(f"{NAME}_tf*.so")))
+        return f"{LIBRARY.name} is not built" + (f", only {others}: install onerank again" if others else "")
     found = _BUILT_AGAINST.search(LIBRARY.read_bytes())
     version = found[1].decode() if found else "an unknown TensorFlow"
     if version != tf.__version__:
