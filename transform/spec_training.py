@@ -88,8 +88,8 @@ class Training(Section):
     """Compiles the training step with XLA, for GPUs and TPUs; on processors it breaks even. Batches are padded to sizes
     of 8, 16, 32 ..., since each shape is compiled anew."""
     recompute: bool = Field(False, examples=[True])
-    """Computes the activations of each Transformer block again in the backward pass instead of keeping them: about a
-    third more work, less memory. For models with such blocks."""
+    """Computes the activations of each Transformer block again in the backward pass instead of keeping them:
+    less memory, more time. For models with such blocks."""
     seed: int = Field(1, ge=0, examples=[7])
     """What initial values, dropout and the order of examples follow from. `--seed` overrides it."""
 

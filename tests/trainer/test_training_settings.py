@@ -146,7 +146,9 @@ def test_xla_compiles_the_step_that_trains(small, few, tmp_path, monkeypatch, ca
             assert one["eval"][task] == pytest.approx(other["eval"][task], rel=1e-3)
 
     assert [is_compiled_by_xla(step) for step in made] == [False, True]
-    shapes = {shapes_of(batch) for batch, _ in batches[len(batches) // 2 :]}
+    with_xla = [batch for batch, _ in batches[len(batches) // 2 :]]
+    assert {len(batch["candidates"]["mask"]) for batch in with_xla} == {16}, "the last batch is padded"
+    shapes = {shapes_of(batch) for batch in with_xla}
     assert f"XLA compiled the training step for {len(shapes)} shapes" in caplog.text
     assert f"at most {count_buckets(spec)} are possible" in caplog.text
     compiled = made[1].experimental_get_compiler_ir(*batches[-1])(stage="hlo")
