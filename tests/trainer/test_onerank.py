@@ -353,8 +353,8 @@ def dense_transformer(blocks, context, context_mask, groups):
 
 def structured_transformer(blocks, context, context_mask, groups):
     for block in blocks:
-        context, cache = block(context, context_mask)
-        groups, _ = block(groups, context_mask, cache)
+        context, *cache = block(context, context_mask)
+        groups, *_ = block(groups, context_mask, *cache)
     return context, groups
 
 
