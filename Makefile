@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-attention lint docs bench-attention bench-train bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
+.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-ops lint docs bench-attention bench-train bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -51,16 +51,16 @@ ONCE := $(addprefix --ignore=tests/,trainer/test_resume.py transform/test_no_lea
 test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
 	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile $(ONCE) tests/transform tests/trainer tests/serving
 
-fuzz-attention: $(STAMP)  ## Run 1,000 random cases of the fused attention against the reference
-	PYTHONPATH=. $(PY) tests/trainer/fuzz_attention.py
+fuzz-ops: $(STAMP)  ## Run 1,000 random cases of each C++ operation against the reference
+	PYTHONPATH=. $(PY) tests/trainer/fuzz_ops.py
 
-test-asan: $(STAMP)  ## Run random cases of the fused attention under the address sanitizer, every build of it
+test-asan: $(STAMP)  ## Run random cases of the C++ operations under the address sanitizer, every build of it
 	rm -rf "$(OUT)/asan"
 	ONERANK_CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1" \
 		$(PY) setup.py --quiet build --build-base "$(OUT)/asan" --build-lib "$(OUT)/asan/lib"
 	for kernels in plain avx2 avx512; do \
-		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_ATTENTION_KERNELS=$$kernels \
-		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_attention.py --cases 200 || exit 1; \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_INSTRUCTIONS=$$kernels \
+		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_ops.py --cases 200 || exit 1; \
 	done
 notebooks: $(STAMP)  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
 	rm -rf "$(OUT)/notebooks"

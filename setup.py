@@ -1,5 +1,6 @@
-"""Set-up: everything is declared in pyproject.toml but the fused attention, which is built here where it can be."""
+"""Set-up: everything is declared in pyproject.toml but the operations in C++, which are built here where it can be."""
 
+import glob
 import os
 import platform
 import shutil
@@ -22,18 +23,18 @@ if X86:
     KERNELS["avx512"] = (16, ["-march=x86-64-v4", "-mprefer-vector-width=512"])
 FLAGS = ["-O3", "-g0", "-fPIC", "-std=c++17", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
 FLAGS += ["-fno-tree-loop-distribute-patterns"]  # rows are short: no calls of memcpy for them
-FLAGS += ["-Wno-maybe-uninitialized"]  # g++ 12's own headers
+FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # g++ 12's own headers
 
 
-class BuildAttention(build_ext):
-    """Builds the operation against the TensorFlow that is installed, or says in one line why not."""
+class BuildOperations(build_ext):
+    """Builds the operations against the TensorFlow that is installed, or says in one line why not."""
 
     def run(self):
-        """Builds; without a compiler or TensorFlow there is nothing to build, and the portable attention serves."""
+        """Builds; without a compiler or TensorFlow there is nothing to build, and portable code serves."""
         why_not = self._why_not()
         if why_not:
             self.extensions = []
-            print(f"onerank: the fused attention is not built, the portable one will be used: {why_not}", flush=True)
+            print(f"onerank: the operations in C++ are not built, portable code will be used: {why_not}", flush=True)
         super().run()
 
     def get_ext_filename(self, fullname):
@@ -43,7 +44,7 @@ class BuildAttention(build_ext):
         return os.path.join(*folders, f"{name}_tf{version}.so")
 
     def build_extension(self, ext):
-        """Compiles the kernels once for each set of instructions, and links them with the operation."""
+        """Compiles the kernels once for each set of instructions, and links them with the operations."""
         options = FLAGS + os.environ.get("ONERANK_CXXFLAGS", "").split()
         macros = [("ONERANK_TENSORFLOW", f'"{tensorflow.__version__}"')] + [("ONERANK_X86", "1")] * X86
         kernels, *others = ext.sources
@@ -81,11 +82,11 @@ class BuildAttention(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "trainer.ops.libonerank_attention",
-            [f"{SOURCES}/{name}.cc" for name in ("attention_kernels", "attention_dispatch", "attention_op")],
-            depends=[f"{SOURCES}/{name}.h" for name in ("attention", "vectors")],
-            optional=True,  # where it does not compile, the portable attention serves as well
+            "trainer.ops.libonerank_ops",
+            [f"{SOURCES}/{name}.cc" for name in ("kernels", "dispatch", "attention_op", "rows_op")],
+            depends=glob.glob(f"{SOURCES}/*.h"),
+            optional=True,  # where they do not compile, portable code serves as well
         )
     ],
-    cmdclass={"build_ext": BuildAttention},
+    cmdclass={"build_ext": BuildOperations},
 )

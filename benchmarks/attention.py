@@ -30,7 +30,7 @@ from benchmarks.attention_kernels import DENSE_TENSORS, KERNELS, WITH_PROJECTION
 from benchmarks.attention_shapes import SHAPES, SWEEP, Shape
 from benchmarks.attention_worker import TORCH_KERNELS, Runner
 from benchmarks.measure import Ratio, Times, Worker
-from trainer.ops.fused_attention import unavailable
+from trainer.ops.fused import unavailable
 
 OURS = ("fused", "portable", "portable XLA")
 MEMORY_KERNELS = (*OURS, "tf", "torch")

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.attention_shapes import Shape, attention_inputs, layer_inputs, visible
-from trainer.ops.structured_attention import attention_kernel, structured_attention
+from trainer.ops.kernels import use_kernels
+from trainer.ops.structured_attention import structured_attention
 from trainer.ops.visibility import Context, Visibility
 
 Tensors = dict[str, Any]
@@ -69,7 +70,7 @@ def _attend(kernel: str, shape: Shape) -> Callable[[Tensors], Any]:
         context = None
         if shape.context:
             context = Context(context_keys, context_values, tf.ones((shape.batch, shape.context), tf.bool))
-        with attention_kernel(kernel.split()[0]):
+        with use_kernels(kernel.split()[0]):
             return structured_attention(queries, keys, values, visibility, context=context)
 
     return _with_projections(structured) if kernel in WITH_PROJECTIONS else _without(structured)

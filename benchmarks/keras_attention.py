@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from trainer.layers.token_dense import TokenDense
+from trainer.layers.token_norm import TokenNorm
 from trainer.models.base import Tensors
 from trainer.models.onerank import OneRank
 
@@ -24,10 +25,10 @@ class KerasAttentionBlock(keras.layers.Layer):
     def build(self, tokens_shape: Any, visible_shape: Any = None) -> None:
         """Creates the layers."""
         d = tokens_shape[-1]
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.attention_norm = TokenNorm()
         self.attention = keras.layers.MultiHeadAttention(self.heads, d // self.heads, use_bias=False)
         self.attention.build(tokens_shape, tokens_shape)
-        self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.ffn_norm = TokenNorm()
         self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu")
         self.ffn_out = TokenDense(d)
         for layer in (self.attention_norm, self.ffn_norm, self.ffn_in):

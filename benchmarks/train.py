@@ -35,8 +35,8 @@ from trainer.layers.token_dense import TokenDense
 from trainer.models.base import RankingModel
 from trainer.models.onerank import OneRank
 from trainer.models.registry import build_model
-from trainer.ops.fused_attention import unavailable
-from trainer.ops.structured_attention import attention_kernel
+from trainer.ops.fused import fused_attention, unavailable
+from trainer.ops.kernels import use_kernels
 from trainer.training import Optimizers, build_loss, make_train_step
 from transform.batches import count_labels, request_batches
 from transform.columns import Column, EventSequence, ModelInputs
@@ -55,14 +55,14 @@ class Way:
     """A way to compute the step: a kernel of attention, and what else is not as it is in the first one.
 
     Attributes:
-        kernel: str. See `attention_kernel`.
+        kernel: str or function. See `use_kernels`.
         settings: dict. Of `Training`.
         keras_dense: bool. Dense layers are Keras's: products of batches of matrices.
         keras_attention: bool. Keras's attention, under a dense mask.
         exact: bool. Whether its losses are to be those of the first way, but for rounding.
     """
 
-    kernel: str = "fused"
+    kernel: str | Callable[..., Any] = "fused"
     settings: dict[str, Any] | None = None
     keras_dense: bool = False
     keras_attention: bool = False
@@ -76,8 +76,10 @@ WAYS = {
     "bfloat16": Way(settings={"precision": "mixed_bfloat16"}, exact=False),
     "recomputed": Way(settings={"recompute": True}),
     "whole tables": Way(settings={"optimizer": Optimizer(schedule="constant")}, exact=False),
+    "norms, GELU apart": Way(fused_attention),
     "Keras dense": Way(keras_dense=True),
     "Keras MHA": Way(keras_attention=True),
+    "all Keras": Way("portable", keras_dense=True, keras_attention=True),
 }
 QUICK_WAYS = ("fused", "portable", "Keras dense", "Keras MHA")
 
@@ -200,7 +202,10 @@ def problem_of(spec: RankingSpec, inputs: ModelInputs, files: Sequence[str]) -> 
 
     def make() -> RankingModel:
         keras.utils.set_random_seed(1)
-        return build_model(spec.model, inputs)
+        model = build_model(spec.model, inputs)
+        for block in model.blocks:
+            block.drop.rate = 0  # it draws other numbers each time, and Keras's attention here has none
+        return model
 
     counts = count_labels(spec, files)
     lengths = [int(part["mask"].shape[1]) for part in batch["sequences"].values()]
@@ -262,7 +267,7 @@ def make_step(problem: Problem, way: Way) -> Callable[[], Any]:
     arguments = (problem.batch, problem.targets)
     signature = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), arguments)
     step = make_train_step(model, loss_fn, optimizers, settings, signature)
-    with attention_kernel(way.kernel), _keras_dense() if way.keras_dense else nullcontext():
+    with use_kernels(way.kernel), _keras_dense() if way.keras_dense else nullcontext():
         step.get_concrete_function()
     return lambda: step(*arguments)[0]
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from serving.signatures import RankingSignatures
 from trainer.models.base import RankingModel
-from trainer.ops.structured_attention import attention_kernel
+from trainer.ops.kernels import use_kernels
 from transform.errors import DataError
 from transform.spec import RankingSpec
 
@@ -32,7 +32,7 @@ def export_model(spec: RankingSpec, model: RankingModel, preprocess: Any, path: 
     """
     module = RankingSignatures(spec, model, preprocess)
     unfinished = f"{path.rstrip('/')}.unfinished-{uuid.uuid4().hex[:8]}"
-    with attention_kernel("portable"):  # which stock TensorFlow runs
+    with use_kernels("portable"):  # which stock TensorFlow runs
         tf.saved_model.save(module, unfinished, signatures=module.all())
     tf.io.gfile.makedirs(os.path.join(unfinished, ASSETS_EXTRA))
     with tf.io.gfile.GFile(os.path.join(unfinished, ASSETS_EXTRA, SPEC_FILE), "w") as file:

@@ -43,7 +43,7 @@ def sdist(tmp_path_factory):
 
 
 @pytest.mark.parametrize("compiler", ["g++", "no-such-compiler"])
-def test_an_installed_package_has_the_fused_attention_where_there_is_a_compiler(sdist, compiler, tmp_path):
+def test_an_installed_package_has_the_operations_where_there_is_a_compiler(sdist, compiler, tmp_path):
     """In a new environment, with TensorFlow and the tools that build from this one."""
     there = shutil.which(compiler) is not None
     if compiler == "g++" and not there:
@@ -55,8 +55,8 @@ def test_an_installed_package_has_the_fused_attention_where_there_is_a_compiler(
         file.write(sysconfig.get_path("purelib"))
     install = [python, "-m", "pip", "install", "--verbose", "--no-build-isolation", "--no-deps", "--no-index"]
     said = run(*install, "--ignore-installed", str(sdist), cwd=tmp_path, CXX=compiler)
-    assert ("onerank: the fused attention is not built" in said) == (not there)
+    assert ("onerank: the operations in C++ are not built" in said) == (not there)
     found = run(python, "-c", PROGRAM, cwd=tmp_path)
-    assert ("Structured attention: fused" in found) == there, found
-    library = f"libonerank_attention_tf{tf.__version__}.so"
-    assert there or f"Structured attention: portable ({library} is not built)" in found
+    assert ("Kernels of attention, norms and GELU: fused" in found) == there, found
+    library = f"libonerank_ops_tf{tf.__version__}.so"
+    assert there or f"Kernels of attention, norms and GELU: portable ({library} is not built)" in found

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from trainer.models.base import RankingModel, empty_batch
-from trainer.ops.structured_attention import attention_kernel
+from trainer.ops.kernels import use_kernels
 from trainer.ops.visibility import Context, Visibility
 
 
@@ -133,7 +133,7 @@ def _trace(model: RankingModel, requests: int, candidates: int, events: int, ker
         return tf.TensorSpec((requests, *array.shape[1:]), array.dtype)
 
     signature = keras.tree.map_structure(describe, empty_batch(model.inputs_spec, candidates, events))
-    with attention_kernel(kernel):
+    with use_kernels(kernel):
         return tf.function(lambda batch: model(batch, training=False)).get_concrete_function(signature).graph
 
 

@@ -8,9 +8,9 @@ from conftest import repository
 
 from benchmarks import attention, attention_kernels
 from benchmarks.attention_shapes import Shape, candidates, visible
-from trainer.ops import fused_attention
+from trainer.ops import fused
 
-NOT_BUILT = fused_attention.unavailable()
+NOT_BUILT = fused.unavailable()
 pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 
 SHAPES = (Shape("A", 2, 2, 7, 8, backward=True), Shape("B", 1, 2, 9, 8, backward=True))

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import train
 from benchmarks.keras_attention import KerasAttentionOneRank
 from trainer.layers.token_dense import TokenDense
-from trainer.ops import fused_attention
+from trainer.ops import fused
 
 SMALL = {"b": 4, "n": 3, "u": 6, "d": 16, "layers": 2}
 
@@ -29,7 +29,7 @@ def test_the_model_on_keras_attention_is_the_same_model(problem):
     assert np.ptp(logits) > 0.1
 
 
-@pytest.mark.skipif(fused_attention.unavailable() is not None, reason="the fused attention is not built")
+@pytest.mark.skipif(fused.unavailable() is not None, reason="the fused attention is not built")
 def test_it_compares_ways_and_says_when_one_learns_something_else(problem, monkeypatch):
     ways = {name: train.WAYS[name] for name in ("fused", "portable", "recomputed", "Keras dense", "Keras MHA")}
     ours = TokenDense.call

@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from trainer.ops.structured_attention import attention_kernel, structured_attention
+from trainer.ops.kernels import use_kernels
+from trainer.ops.structured_attention import structured_attention
 from trainer.ops.visibility import READS, Context, Visibility
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}  # relative to the largest value, where that is above 1
@@ -65,7 +66,7 @@ def run(arguments, visibility, kernel, way="eager"):
         gradients = tape.gradient(out, sources, a["grad_out"], unconnected_gradients="zero")
         return {"out": out, **dict(zip(names, gradients, strict=True))}
 
-    with attention_kernel(kernel):
+    with use_kernels(kernel):
         if way == "graph":  # all sizes but the depth unknown
             specs = {
                 name: tf.TensorSpec([None] * (tensor.shape.rank - 1) + [tensor.shape[-1]], tensor.dtype)

@@ -17,6 +17,7 @@ from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.layers.summary_merge import SummaryMerge
 from trainer.layers.target_attention import TargetAttention
 from trainer.layers.token_dense import TokenDense
+from trainer.layers.token_norm import TokenNorm
 from transform.columns import Column, EventSequence, ModelInputs
 
 B, N, U, K, D = 3, 5, 7, 4, 8
@@ -164,6 +165,7 @@ CASES = {
     "summary_merge": _merge(3),
     "summary_merge_of_one_part": _merge(1),
     "token_dense": Case(TokenDense, {"units": 3, "activation": "gelu"}, {"inputs": normal(B, N, K, D)}, (B, N, K, 3)),
+    "token_norm": Case(TokenNorm, {}, {"inputs": normal(B, N, D)}, (B, N, D)),
     "target_attention": Case(
         TargetAttention,
         {"hidden": 16},

@@ -30,7 +30,8 @@ from trainer.layers.summary_merge import SummaryMerge
 from trainer.models.base import empty_batch
 from trainer.models.onerank import OneRank
 from trainer.ops import portable_attention
-from trainer.ops.structured_attention import attention_kernel, structured_attention
+from trainer.ops.kernels import use_kernels
+from trainer.ops.structured_attention import structured_attention
 
 K, D, HEADS = len(INPUTS.tasks), 12, 2
 SUMMARY = {"read": (3, 1, K, HEADS, D // HEADS), "log_weight": (3, 1, K, HEADS)}
@@ -41,7 +42,7 @@ CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 @pytest.fixture(autouse=True)
 def portable():
     """The kernel that bugs can be planted in; `test_structured_attention.py` holds the others to it."""
-    with attention_kernel("portable"):
+    with use_kernels("portable"):
         yield
 
 

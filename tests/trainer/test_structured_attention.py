@@ -13,18 +13,18 @@ import tensorflow as tf
 from attention_cases import TOLERANCE, difference, naive, random_case, run
 from conftest import repository
 
-from trainer.ops import fused_attention, structured_attention
-from trainer.ops.structured_attention import attention_kernel
+from trainer.ops import fused, kernels, structured_attention
+from trainer.ops.kernels import use_kernels
 from trainer.ops.visibility import CAUSAL, Context, Visibility
 
-NOT_BUILT = fused_attention.unavailable()
+NOT_BUILT = fused.unavailable()
 needs_fused = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 KERNELS = ["portable", pytest.param("fused", marks=needs_fused)]
 
 
 @pytest.fixture(autouse=True)
 def say_again():
-    structured_attention._say_once.cache_clear()
+    kernels._say_once.cache_clear()
 
 
 def normal(*shape, seed=0):
@@ -77,9 +77,9 @@ def test_bfloat16_is_float32_rounded(kernel, seed):
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
     """Those of this one are what the tests above run."""
-    program = [sys.executable, str(repository() / "tests/trainer/fuzz_attention.py"), "--cases", "25"]
+    program = [sys.executable, str(repository() / "tests/trainer/fuzz_ops.py"), "--cases", "25"]
     paths = os.pathsep.join([str(repository()), str(repository() / "tests/trainer")])
-    environment = {**os.environ, "ONERANK_ATTENTION_KERNELS": build, "PYTHONPATH": paths}
+    environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": paths}
     found = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 
@@ -125,7 +125,7 @@ def test_no_tensor_of_the_portable_kernel_grows_with_the_square_of_the_list():
 
         @tf.function(input_signature=[spec, context])
         def step(tokens, context):
-            with attention_kernel("portable"), tf.GradientTape() as tape:
+            with use_kernels("portable"), tf.GradientTape() as tape:
                 tape.watch(tokens)
                 out = structured_attention.structured_attention(
                     tokens, tokens, tokens, Visibility("first", 4), context=context
@@ -144,7 +144,7 @@ def test_no_tensor_of_the_portable_kernel_grows_with_the_square_of_the_list():
 def operations(kernel, jit_compile=False, dtype=tf.float32, depth=8):
     """The types of operations in a traced call."""
     tokens = tf.TensorSpec([1, 2, 5, depth], dtype)
-    with attention_kernel(kernel):
+    with use_kernels(kernel):
         step = tf.function(lambda t: structured_attention.structured_attention(t, t, t), jit_compile=jit_compile)
         return {op.type for op in step.get_concrete_function(tokens).graph.get_operations()}
 
@@ -154,25 +154,25 @@ def test_the_setting_chooses_and_the_log_says_so_once(caplog):
     caplog.set_level(logging.INFO)
     assert "OneRankAttention" in operations("auto") and "OneRankAttention" in operations("fused")
     assert "OneRankAttention" not in operations("portable")
-    assert [record.getMessage() for record in caplog.records] == ["Structured attention: fused"]
+    assert [record.getMessage() for record in caplog.records] == ["Kernels of attention, norms and GELU: fused"]
     for case in [{"jit_compile": True}, {"dtype": tf.float64}, {"depth": 129}]:
         assert "OneRankAttention" not in operations("auto", **case)
     said = " ".join(record.getMessage() for record in caplog.records[1:])
     assert said.count("portable") == 3 and all(why in said for why in ("XLA", "float64", "129"))
-    with pytest.raises(ValueError, match="one of auto, fused"), attention_kernel("quick"):
+    with pytest.raises(ValueError, match="one of auto, fused"), use_kernels("quick"):
         pass
 
 
 @needs_fused
 def test_a_library_of_another_tensorflow_is_refused(tmp_path, monkeypatch, caplog):
-    built = fused_attention.LIBRARY.read_bytes()
+    built = fused.LIBRARY.read_bytes()
     now, other = (f"TensorFlow {version};".encode() for version in (tf.__version__, "0" * len(tf.__version__)))
     assert built.count(now) == 1
     (tmp_path / "other.so").write_bytes(built.replace(now, other))
-    for cached in (fused_attention.unavailable, fused_attention._library):
-        monkeypatch.setattr(fused_attention, cached.__name__, cached.__wrapped__)
+    for cached in (fused.unavailable, fused._library):
+        monkeypatch.setattr(fused, cached.__name__, cached.__wrapped__)
     for library, why in [(tmp_path / "other.so", "was built against 0"), (tmp_path / "none.so", "is not built")]:
-        monkeypatch.setattr(fused_attention, "LIBRARY", library)
+        monkeypatch.setattr(fused, "LIBRARY", library)
         caplog.set_level(logging.INFO)
         assert "OneRankAttention" not in operations("auto") and why in caplog.text
         with pytest.raises(RuntimeError, match=why):
@@ -186,7 +186,7 @@ def test_a_saved_model_holds_the_kernel_it_was_traced_with(tmp_path):
     for kernel in ("portable", "fused"):
         module = tf.Module()
         module.call = tf.function(lambda t: structured_attention.structured_attention(t, t, t))
-        with attention_kernel(kernel):
+        with use_kernels(kernel):
             module.call(tokens)
             tf.saved_model.save(module, str(tmp_path / kernel))  # which may trace anew
         loaded = tf.saved_model.load(str(tmp_path / kernel)).call(tokens)
@@ -205,7 +205,7 @@ def test_xla_compiles_a_training_step_that_asks_for_the_fused_kernel():
     for jit_compile in (False, True):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.layers.Dense(8), Attend(), keras.layers.Dense(1)])
-        with attention_kernel("fused"):
+        with use_kernels("fused"):
             model.compile("sgd", "mse", jit_compile=jit_compile)
             history = model.fit(normal(4, 2, 5, 8), normal(4, 2, 5, 1), epochs=3, verbose=0).history
         losses[jit_compile] = history["loss"]
@@ -248,7 +248,7 @@ def test_the_operation_names_what_is_wrong(name, changes):
     if name == "queries" and wrong["queries"].shape[-1:] == [0]:
         wrong |= {part: normal(2, 3, 4, 0) for part in ("context_keys", "context_values")}
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` should"):
-        fused_attention._library().one_rank_attention(**wrong)
+        fused._library().one_rank_attention(**wrong)
 
 
 @needs_fused
@@ -256,7 +256,7 @@ def test_the_gradients_operation_names_what_is_wrong():
     right = arguments(out=normal(2, 3, 6, 8), lse=normal(2, 3, 6), grad_out=normal(2, 3, 6, 8))
     for name, wrong in {"out": normal(2, 3, 5, 8), "lse": normal(2, 3, 6, 1), "grad_out": normal(1, 3, 6, 8)}.items():
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` should"):
-            fused_attention._library().one_rank_attention_grad(**{**right, name: wrong})
+            fused._library().one_rank_attention_grad(**{**right, name: wrong})
 
 
 @needs_fused
@@ -265,7 +265,7 @@ def test_wrong_dtypes_and_a_traced_graphs_shapes_are_named_too():
     context = Context(tokens, tokens, mask)
 
     def call(queries=tokens, keys=tokens, mask=mask, context=context):
-        return fused_attention.fused_attention(queries, keys, tokens, CAUSAL, mask, context, tf.zeros(3))
+        return fused.fused_attention(queries, keys, tokens, CAUSAL, mask, context, tf.zeros(3))
 
     for name, wrong in {
         "queries": {"queries": tf.cast(tokens, tf.float64)},

@@ -12,7 +12,7 @@ from test_training import rewritten, same_weights, weights_of, with_model, with_
 from trainer import epoch, training
 from trainer.course import Course
 from trainer.models.registry import build_model
-from trainer.ops.structured_attention import attention_kernel
+from trainer.ops.kernels import use_kernels
 from trainer.precision import computing_in
 from trainer.training import Optimizers, build_loss, make_train_step, train
 from transform.batches import request_batches
@@ -95,7 +95,7 @@ def test_the_settings_change_no_loss(small, plain, settings):
 
 
 def test_the_portable_kernel_changes_no_loss(small, plain):
-    with attention_kernel("portable"):
+    with use_kernels("portable"):
         assert_close(Job(small).losses(), plain, 1e-5)
 
 
@@ -232,7 +232,7 @@ def test_recomputed_blocks_have_the_gradients_and_the_dropout_of_kept_ones(small
 
 def test_recomputing_keeps_no_activation_of_a_block(small):
     """The block's forward pass stands in the step twice."""
-    with attention_kernel("portable"):
+    with use_kernels("portable"):
         plain, recomputing = (count_softmax(Job(small, recompute=recompute)) for recompute in (False, True))
     assert recomputing == plain + 2, "the block is called on the context, then on the candidates"
 
@@ -252,7 +252,7 @@ def test_recomputing_wants_blocks(small, few, tmp_path):
 
 
 def test_bfloat16_is_for_matrix_products_alone(small):
-    with attention_kernel("portable"):
+    with use_kernels("portable"):
         job = Job(small, precision=MIXED)
         graph = job.step.get_concrete_function().graph
     dtypes = {}

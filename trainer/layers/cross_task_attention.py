@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from trainer.layers.token_dense import TokenDense
+from trainer.layers.token_norm import TokenNorm
 from trainer.ops.softmax import HIDDEN, softmax
 
 NAMED = ("parallel", "full", "cascade")
@@ -82,10 +83,10 @@ class CrossTaskAttention(keras.layers.Layer):
         self.project_query = TokenDense(d, use_bias=False, dtype=dtype, name="query")
         self.project_key_value = TokenDense(2 * d, use_bias=False, dtype=dtype, name="key_value")
         self.merge = TokenDense(d, use_bias=False, dtype=dtype, name="merge_heads")
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="attention_norm")
+        self.attention_norm = TokenNorm(dtype=dtype, name="attention_norm")
         self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
         self.ffn_out = TokenDense(d, dtype=dtype, name="ffn_out")
-        self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="ffn_norm")
+        self.ffn_norm = TokenNorm(dtype=dtype, name="ffn_norm")
         for layer in (self.project_query, self.project_key_value, self.merge, self.attention_norm, self.ffn_in):
             layer.build((None, k, d))
         self.ffn_out.build((None, k, self.ffn_ratio * d))

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from trainer.layers.token_dense import TokenDense
+from trainer.layers.token_norm import TokenNorm
 from trainer.ops.structured_attention import CAUSAL, Context, Visibility, structured_attention
 
 # e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first, and the
@@ -75,10 +76,10 @@ class PrivateChannelBlock(keras.layers.Layer):
         if d % self.heads:
             raise ValueError(f"`heads` should divide d. Received: `heads={self.heads}`, d = {d}. Use 4 heads and d 64.")
         dtype = self.dtype_policy
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="attention_norm")
+        self.attention_norm = TokenNorm(dtype=dtype, name="attention_norm")
         self.project = TokenDense(3 * d, use_bias=False, dtype=dtype, name="query_key_value")
         self.merge = TokenDense(d, use_bias=False, dtype=dtype, name="merge_heads")
-        self.ffn_norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="ffn_norm")
+        self.ffn_norm = TokenNorm(dtype=dtype, name="ffn_norm")
         self.ffn_in = TokenDense(self.ffn_ratio * d, "gelu", dtype=dtype, name="ffn_in")
         self.ffn_out = TokenDense(d, dtype=dtype, name="ffn_out")
         self.candidate_bias = self.add_weight(

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.token_norm import TokenNorm
+
 
 @keras.saving.register_keras_serializable(package="onerank")
 class SituationalDescriptor(keras.layers.Layer):
@@ -47,7 +49,7 @@ class SituationalDescriptor(keras.layers.Layer):
         width = user_shape[-1] + (context_shape[-1] if context_shape else 0)
         self.describe = keras.layers.Dense(self.d, "gelu", dtype=self.dtype_policy, name="describe")
         self.describe.build((None, width))
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="norm")
+        self.norm = TokenNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build((None, self.d))
         limit = (6.0 / (2 * self.d)) ** 0.5  # the glorot limits of one task's matrix, not of the stack
         self.query_kernel = self.add_weight(

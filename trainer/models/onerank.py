@@ -16,6 +16,7 @@ from trainer.layers.matching_scorer import KINDS, MatchingScorer
 from trainer.layers.private_channel_block import PrivateChannelBlock
 from trainer.layers.situational_descriptor import SituationalDescriptor
 from trainer.layers.summary_merge import SummaryMerge
+from trainer.layers.token_norm import TokenNorm
 from trainer.models.base import RankingModel, Tensors
 from trainer.models.registry import register_model
 from trainer.ops.recompute import recomputed
@@ -110,7 +111,7 @@ class OneRank(RankingModel):
             PrivateChannelBlock(heads, ffn_ratio, dropout, name=f"block_{index}", dtype=dtype)
             for index in range(layers)
         ]
-        self.final_norm = keras.layers.LayerNormalization(epsilon=1e-6, name="final_norm", dtype=dtype)
+        self.final_norm = TokenNorm(name="final_norm", dtype=dtype)
         self.descriptor = SituationalDescriptor(k, d, name="descriptor", dtype=dtype)
         self.attend_candidates = None
         if candidate_attention:

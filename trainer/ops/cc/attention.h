@@ -37,15 +37,4 @@ struct AttentionGradient {
 constexpr int kMaxDepth = 128;
 constexpr int kMinQueries = 48;
 
-// One build of the kernels. Work is cut into units: forward, the queries of a head of a request in `chunks` parts;
-// backward, a head of a request. Units [begin, end) are done; different ones may run at once.
-struct Kernels {
-  const char* name;
-  void (*forward)(const Attention&, int64_t chunks, int64_t begin, int64_t end);
-  void (*backward)(const Attention&, const AttentionGradient&, int64_t begin, int64_t end);
-};
-
-// The fastest kernels that this processor runs; with the environment's ONERANK_ATTENTION_KERNELS those of that name.
-const Kernels& BestKernels();
-
 }  // namespace onerank

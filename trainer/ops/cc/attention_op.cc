@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "attention.h"
+#include "kernels.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -220,7 +220,7 @@ class ForwardOp : public AttentionOp {
     const int64_t heads = a.batch * a.heads, wanted = 8 * pool->num_threads;
     const int64_t chunks = std::clamp<int64_t>((wanted + heads - 1) / heads, 1, (a.queries + kMinQueries - 1) / kMinQueries);
     tensorflow::Shard(pool->num_threads, pool->workers, heads * chunks, Cost(a) * a.queries / chunks,
-                      [&a, chunks](int64_t begin, int64_t end) { BestKernels().forward(a, chunks, begin, end); });
+                      [&a, chunks](int64_t begin, int64_t end) { BestKernels().attention_forward(a, chunks, begin, end); });
   }
 };
 
@@ -255,7 +255,7 @@ class BackwardOp : public AttentionOp {
     g.grad_bias = grad_biases.flat<float>().data();
     const auto* pool = c->device()->tensorflow_cpu_worker_threads();
     tensorflow::Shard(pool->num_threads, pool->workers, a.batch * a.heads, 3 * Cost(a) * a.queries,
-                      [&a, &g](int64_t begin, int64_t end) { BestKernels().backward(a, g, begin, end); });
+                      [&a, &g](int64_t begin, int64_t end) { BestKernels().attention_backward(a, g, begin, end); });
     for (int64_t h = 0; h < a.heads; ++h) {
       float sum = 0;
       for (int64_t b = 0; b < a.batch; ++b) sum += g.grad_bias[b * a.heads + h];

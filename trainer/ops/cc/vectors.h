@@ -1,7 +1,8 @@
-// Vectors of ONERANK_LANES floats: 16 are AVX-512, 8 AVX2, 4 any processor. Included by attention_kernels.cc alone, inside
-// its unnamed namespace: code that is built for one instruction set must not be shared with another's.
+// Vectors of ONERANK_LANES floats: 16 are AVX-512, 8 AVX2, 4 any processor. Included by kernels.cc alone, inside its
+// unnamed namespace.
 
 constexpr int kLanes = ONERANK_LANES;
+constexpr float kLog2E = 1.44269504f;
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVector __attribute__((vector_size(4 * kLanes)));
@@ -21,6 +22,42 @@ inline Vector Max(Vector a, Vector b) {
 #else
   return a > b ? a : b;
 #endif
+}
+
+template <class N>
+inline N Least(N a, N b) {
+  return b < a ? b : a;
+}
+
+template <class N>
+inline N Most(N a, N b) {
+  return a < b ? b : a;
+}
+
+inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Vector LoadFloats(const float* from) { return Load(from); }
+
+inline Vector LoadFloats(const BFloat16* from) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+  typedef uint16_t AlignedHalf __attribute__((vector_size(2 * kLanes)));
+  const AlignedHalf bits = (AlignedHalf)*reinterpret_cast<const Half*>(from);
+  return (Vector)(__builtin_convertvector(bits, IntVector) << 16);
+}
+
+inline void StoreFloats(Vector x, float* to) { Store(to, x); }
+
+inline void StoreFloats(Vector x, BFloat16* to) {  // to the nearest, ties to even
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float value = x[lane];
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    to[lane].bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
 }
 
 inline float LargestLane(Vector x) {
@@ -49,7 +86,7 @@ inline IntVector Count() {
   return count;
 }
 
-// 2^x for x up to about 0, with a relative error below 2e-7 (the minimax polynomial of degree 5 has 7.5e-8). What is below
+// 2^x for x up to 126, with a relative error below 2e-7 (the minimax polynomial of degree 5 has 7.5e-8). What is below
 // 2^-126 becomes 0, or at most 2^-126.
 inline Vector Exp2(Vector x) {
 #if ONERANK_LANES == 16

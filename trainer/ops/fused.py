@@ -1,7 +1,7 @@
-"""Structured attention as a TensorFlow operation in C++: the only module of the model that is TensorFlow's.
+"""The TensorFlow operations in C++: the only module of the model that is TensorFlow's.
 
-`setup.py` builds it from `trainer/ops/cc`, for the version of TensorFlow that is there. Tiles of scores stay in the
-processor's cache, forward and backward; no tensor of them exists.
+`setup.py` builds them from `trainer/ops/cc`, for the version of TensorFlow that is there. Of attention, tiles of scores
+stay in the processor's cache, forward and backward; no tensor of them exists. Norms and GELUs are one pass over memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import tensorflow as tf
 
 from trainer.ops.visibility import Context, Visibility
 
-NAME = "libonerank_attention"
+NAME = "libonerank_ops"
 LIBRARY = Path(__file__).with_name(f"{NAME}_tf{tf.__version__}.so")
-MAX_DEPTH = 128
 _BUILT_AGAINST = re.compile(rb"onerank built against TensorFlow ([^;]*);")
 
 
@@ -29,7 +28,7 @@ def fused_attention(
     Raises:
         tf.errors.InvalidArgumentError: on wrong shapes and dtypes. TensorFlow makes a ValueError of wrong shapes
             while it traces a graph.
-        RuntimeError: when the operation is not there, see `unavailable`.
+        RuntimeError: when the operations are not there, see `unavailable`.
     """
     given = {"queries": queries, "keys": keys, "values": values, "context.keys": context.keys}
     given["context.values"] = context.values
@@ -59,9 +58,19 @@ def fused_attention(
     return out
 
 
+def fused_gelu(x: Any, bias: Any) -> Any:
+    """The exact GELU of x [..., n], float32 or bfloat16, plus a bias [n]."""
+    return _library().one_rank_gelu(x=x, bias=tf.cast(bias, tf.float32))
+
+
+def fused_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """Layer norm over the last axis of x [..., n], float32 or bfloat16, with float32 gamma and beta [n]."""
+    return _library().one_rank_norm(x=x, gamma=gamma, beta=beta, epsilon=epsilon)
+
+
 @functools.cache
 def unavailable() -> str | None:
-    """Why the operation can't be used here, or None."""
+    """Why the operations can't be used here, or None."""
     if not LIBRARY.exists():
         others = ", ".join(path.name for path in sorted(LIBRARY.parent.glob(f"{NAME}_tf*.so")))
         return f"{LIBRARY.name} is not built" + (f", only {others}: install onerank again" if others else "")
@@ -70,12 +79,12 @@ def unavailable() -> str | None:
     if version != tf.__version__:
         return f"{LIBRARY.name} was built against {version}, this is TensorFlow {tf.__version__}: install onerank again"
     if tf.config.list_physical_devices("GPU"):
-        return "it runs on processors, and a GPU is there"
+        return "they run on processors, and a GPU is there"
     return None
 
 
 def compiled_by_xla() -> bool:
-    """Whether what is traced now is to be compiled by XLA, which knows nothing of the operation."""
+    """Whether what is traced now is to be compiled by XLA, which knows nothing of the operations."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
         context = graph._get_control_flow_context()
@@ -89,11 +98,11 @@ def compiled_by_xla() -> bool:
 def _library() -> Any:
     why_not = unavailable()
     if why_not:
-        raise RuntimeError(f"The fused attention can't be used: {why_not}. Use the kernel `auto` or `portable`.")
+        raise RuntimeError(f"The operations in C++ can't be used: {why_not}. Use the kernels `auto` or `portable`.")
     library = tf.load_op_library(str(LIBRARY))
 
     @tf.RegisterGradient("OneRankAttention")
-    def _gradient(op: Any, grad_out: Any, _: Any) -> list[Any]:
+    def _attention_gradient(op: Any, grad_out: Any, _: Any) -> list[Any]:
         queries, keys, values, mask, context_keys, context_values, context_mask, bias = op.inputs
         of_queries, of_keys, of_values, of_context_keys, of_context_values, of_bias = library.one_rank_attention_grad(
             queries=queries,
@@ -111,5 +120,16 @@ def _library() -> Any:
             group_size=op.get_attr("group_size"),
         )
         return [of_queries, of_keys, of_values, None, of_context_keys, of_context_values, None, of_bias]
+
+    @tf.RegisterGradient("OneRankGelu")
+    def _gelu_gradient(op: Any, grad_out: Any) -> Any:
+        x, bias = op.inputs
+        return library.one_rank_gelu_grad(x=x, bias=bias, grad_out=grad_out)
+
+    @tf.RegisterGradient("OneRankNorm")
+    def _norm_gradient(op: Any, grad_out: Any) -> Any:
+        x, gamma, beta = op.inputs
+        epsilon = op.get_attr("epsilon")
+        return library.one_rank_norm_grad(x=x, gamma=gamma, beta=beta, grad_out=grad_out, epsilon=epsilon)
 
     return library

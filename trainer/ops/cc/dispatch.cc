@@ -1,7 +1,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "attention.h"
+#include "kernels.h"
 
 namespace onerank {
 
@@ -19,7 +19,7 @@ extern const Kernels kKernels;
 
 const Kernels& BestKernels() {
   static const Kernels& best = []() -> const Kernels& {
-    const char* asked = std::getenv("ONERANK_ATTENTION_KERNELS");
+    const char* asked = std::getenv("ONERANK_INSTRUCTIONS");
     const auto wanted = [asked](const Kernels& kernels) {
       return asked == nullptr || *asked == 0 || std::strcmp(asked, kernels.name) == 0;
     };

@@ -1,27 +1,9 @@
-// The kernels of structured attention for one instruction set: the namespace ONERANK_KERNELS, vectors of ONERANK_LANES.
+// The kernels of structured attention. Included by kernels.cc alone, inside its unnamed namespace.
 //
 // Per head of a request, the keys and values that tiles of queries read are packed first: rows of floats without the
 // masked ones, and panels of transposed keys. So padding costs nothing, and all loops below run over dense arrays. In
 // packed order a query reads the keys [0, context) and an interval [low, high) of its own group.
-//
-// Only what can't be shared with code that is built for other processors is included here: no templates of the library.
 
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if ONERANK_LANES > 4
-#include <immintrin.h>
-#endif
-
-#include "attention.h"
-
-namespace onerank {
-namespace ONERANK_KERNELS {
-namespace {
-
-#include "vectors.h"
-
-constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
 constexpr float kHidden = -1e30f;  // the score of a key that is not read
 constexpr float kLowest = -1e20f;  // the first running maximum: above what is hidden, so that this weighs nothing
@@ -37,42 +19,6 @@ static_assert(kPanel % kLanes == 0 && kForwardRows % 12 == 0 && kBackwardRows % 
 constexpr int kScoreRows = kLanes == 16 ? 8 : 4, kScoreVectors = 3;
 constexpr int kValueRows = kLanes == 16 ? 12 : 4, kValueVectors = 2;
 static_assert(kScoreRows % 4 == 0 && kValueRows % 4 == 0, "what is left of rows in fours is fours");
-
-template <class N>
-inline N Least(N a, N b) {
-  return b < a ? b : a;
-}
-
-template <class N>
-inline N Most(N a, N b) {
-  return a < b ? b : a;
-}
-
-inline int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline Vector LoadFloats(const float* from) { return Load(from); }
-
-inline Vector LoadFloats(const BFloat16* from) {
-  typedef uint16_t Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-  typedef uint16_t AlignedHalf __attribute__((vector_size(2 * kLanes)));
-  const AlignedHalf bits = (AlignedHalf)*reinterpret_cast<const Half*>(from);
-  return (Vector)(__builtin_convertvector(bits, IntVector) << 16);
-}
-
-inline void StoreFloats(Vector x, float* to) { Store(to, x); }
-
-inline void StoreFloats(Vector x, BFloat16* to) {  // to the nearest, ties to even
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const float value = x[lane];
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    to[lane].bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
-}
 
 // Memory for floats, aligned to a line of the cache, freed at the end.
 class Buffer {
@@ -678,27 +624,16 @@ void BackwardUnits(const Attention& a, const AttentionGradient& g, int64_t begin
   }
 }
 
-void Forward(const Attention& a, int64_t chunks, int64_t begin, int64_t end) {
+void AttentionForward(const Attention& a, int64_t chunks, int64_t begin, int64_t end) {
   if (a.bfloat16) return ForwardUnits<Head<BFloat16, 0>>(a, chunks, begin, end);
   if (a.depth == 32) return ForwardUnits<Head<float, 32>>(a, chunks, begin, end);
   if (a.depth == 64) return ForwardUnits<Head<float, 64>>(a, chunks, begin, end);
   return ForwardUnits<Head<float, 0>>(a, chunks, begin, end);
 }
 
-void Backward(const Attention& a, const AttentionGradient& g, int64_t begin, int64_t end) {
+void AttentionBackward(const Attention& a, const AttentionGradient& g, int64_t begin, int64_t end) {
   if (a.bfloat16) return BackwardUnits<Head<BFloat16, 0>>(a, g, begin, end);
   if (a.depth == 32) return BackwardUnits<Head<float, 32>>(a, g, begin, end);
   if (a.depth == 64) return BackwardUnits<Head<float, 64>>(a, g, begin, end);
   return BackwardUnits<Head<float, 0>>(a, g, begin, end);
 }
-
-#define ONERANK_NAME_OF(kernels) #kernels
-#define ONERANK_NAME(kernels) ONERANK_NAME_OF(kernels)
-
-}  // namespace
-
-extern const Kernels kKernels;
-const Kernels kKernels = {ONERANK_NAME(ONERANK_KERNELS), Forward, Backward};
-
-}  // namespace ONERANK_KERNELS
-}  // namespace onerank

@@ -1,4 +1,4 @@
-"""Runs random cases of the fused attention, forward and backward, against the reference: `--help` says more."""
+"""Runs random cases of the C++ operations, forward and backward, against the others: `--help` says more."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
 from attention_cases import TOLERANCE, difference, random_case, run
+from rows_cases import random_rows, run_rows
 
 
 def main():
@@ -17,13 +18,13 @@ def main():
     worst = dict.fromkeys(TOLERANCE, 0.0)
     for seed in range(arguments.seed, arguments.seed + arguments.cases):
         dtype = "bfloat16" if seed % 5 == 4 else "float32"
-        case = random_case(seed, dtype)
-        expected = run(*case, "reference")
-        for name, actual in run(*case, "fused").items():
-            off = difference(actual, expected[name])
-            worst[dtype] = max(worst[dtype], off)
-            if not off < TOLERANCE[dtype]:
-                raise SystemExit(f"seed {seed}, {dtype}: `{name}` is off by {off:.1e}")
+        for case, way in ((random_case(seed, dtype), run), (random_rows(seed, dtype), run_rows)):
+            expected = way(*case, "reference")
+            for name, actual in way(*case, "fused").items():
+                off = difference(actual, expected[name])
+                worst[dtype] = max(worst[dtype], off)
+                if not off < TOLERANCE[dtype]:
+                    raise SystemExit(f"seed {seed}, {dtype}: `{name}` is off by {off:.1e}")
     print(f"{arguments.cases} cases, largest differences: {worst}")
 
 

@@ -1,0 +1,49 @@
+"""Random cases of the operations on rows, and the ways to run them."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.layers.token_dense import TokenDense
+from trainer.layers.token_norm import TokenNorm
+from trainer.ops.kernels import use_kernels
+
+
+def random_rows(seed, dtype="float32"):
+    """A layer, an input and a gradient of the result; sizes may be odd, 1 or 0."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return random.normal(size=shape).astype("float32")
+
+    policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+    width = int(random.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 128, 300]))
+    rows = [(0,), (1,), (2, 3), (5, 7, 2), (513,), (0, 4)][random.integers(6)]
+    layer = TokenDense(width, "gelu", dtype=policy) if seed % 2 else TokenNorm(dtype=policy)
+    of_input = (*rows, 5) if seed % 2 else (*rows, width)
+    layer.build(of_input)
+    for variable in layer.variables:
+        variable.assign(variable + 0.5 * normal(*variable.shape))
+    x = normal(*of_input) * random.choice([0.1, 1, 10]) + random.choice([0, 3])
+    return layer, tf.cast(tf.constant(x, tf.float32), dtype), tf.cast(normal(*rows, width), dtype)
+
+
+def run_rows(layer, x, grad_out, kernel, way="eager"):
+    """The result and the gradients, by name, as float32 arrays. A `way` is eager, graph or xla."""
+
+    def step(x):
+        sources = [x, *(variable.value for variable in layer.trainable_variables)]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = layer(x)
+        return [out, *tape.gradient(out, sources, grad_out)]
+
+    if way == "graph":  # all sizes but the last unknown
+        spec = tf.TensorSpec([None] * (x.shape.rank - 1) + [x.shape[-1]], x.dtype)
+        step = tf.function(step, input_signature=[spec])
+    elif way == "xla":
+        step = tf.function(step, jit_compile=True)
+    with use_kernels(kernel):
+        results = step(x)
+    names = ["out", "x", *(variable.name for variable in layer.trainable_variables)]
+    return {name: keras.ops.convert_to_numpy(tf.cast(t, tf.float32)) for name, t in zip(names, results, strict=True)}
