@@ -58,7 +58,7 @@ class Way:
         kernel: str or function. See `use_kernels`.
         settings: dict. Of `Training`.
         keras_dense: bool. Dense layers are Keras's: products of batches of matrices.
-        keras_attention: bool. Keras's attention, under a dense mask.
+        keras_attention: bool. Keras's attention, under a dense mask; with another kernel, of norms and GELUs too.
         exact: bool. Whether its losses are to be those of the first way, but for rounding.
     """
 
@@ -78,7 +78,8 @@ WAYS = {
     "whole tables": Way(settings={"optimizer": Optimizer(schedule="constant")}, exact=False),
     "norms, GELU apart": Way(fused_attention),
     "Keras dense": Way(keras_dense=True),
-    "Keras MHA": Way(keras_attention=True),
+    "Keras MHA": Way("portable", keras_attention=True),
+    "Keras MHA alone": Way(keras_attention=True),
     "all Keras": Way("portable", keras_dense=True, keras_attention=True),
 }
 QUICK_WAYS = ("fused", "portable", "Keras dense", "Keras MHA")

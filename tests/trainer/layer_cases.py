@@ -8,6 +8,7 @@ from trainer.layers.candidate_attention import CandidateAttention
 from trainer.layers.candidate_tokenizer import CandidateTokenizer
 from trainer.layers.context_tokenizer import ContextTokenizer
 from trainer.layers.cross_task_attention import CrossTaskAttention
+from trainer.layers.embedding_table import EmbeddingTable
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.layers.matching_scorer import MatchingScorer
 from trainer.layers.private_channel_block import PrivateChannelBlock
@@ -130,6 +131,7 @@ CASES = {
     "cross_task_attention_cascade": _cross("cascade"),
     "cross_task_attention_matrix": _cross([[1, 0, 0, 0], [0.5, 1, 0, 0], [0, 0.1, 1, 1], [0.9, 0, 0, 1]]),
     "cross_task_attention_not_detached": _cross("full", detach=False),
+    "embedding_table": Case(EmbeddingTable, {"input_dim": 9, "output_dim": 3}, {"inputs": ids(9, B, N)}, (B, N, 3)),
     "feature_embedding": Case(
         FeatureEmbedding,
         {"inputs": CANDIDATE_INPUTS},

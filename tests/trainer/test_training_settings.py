@@ -269,6 +269,16 @@ def test_bfloat16_is_for_matrix_products_alone(small):
     assert {layer.compute_dtype for layer in job.model._flatten_layers()} == {"float32"}, "the step alone is mixed"
 
 
+@pytest.mark.parametrize("precision", ["float32", MIXED])
+def test_of_tables_rows_are_read_alone(small, precision):
+    """With an optimizer that writes rows, a reading of a whole table would copy it."""
+    job = Job(small, precision=precision, optimizer=Optimizer(name="lazy_adamw"), embedding_optimizer=None)
+    operations = job.step.get_concrete_function().graph.get_operations()
+    tables = {tuple(table.embeddings.shape) for table in job.model.embedding.tables.values()}
+    read = [tuple(op.outputs[0].shape) for op in operations if op.type == "ReadVariableOp"]
+    assert read and not tables.intersection(read)
+
+
 def test_a_precision_ends_with_its_block(small):
     model = build_model(DIN, small.inputs())
     with pytest.raises(RuntimeError), computing_in(model, MIXED):

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.embedding_table import EmbeddingTable
 from transform.columns import Column, ModelInputs
 
 
@@ -39,7 +40,7 @@ class FeatureEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         self.inputs = inputs if isinstance(inputs, ModelInputs) else ModelInputs.from_config(inputs)
         self.tables = {
-            column.table: keras.layers.Embedding(
+            column.table: EmbeddingTable(
                 self.inputs.rows[column.table], column.dim, name=column.table, dtype=self.dtype_policy
             )
             for column in self.inputs.columns
