@@ -17,9 +17,9 @@ from trainer.ops.visibility import Context, Visibility
 Tensors = dict[str, Any]
 
 # How many tensors of all queries by all keys are there at once, about, for the kernels that make them.
-DENSE_TENSORS = {"reference": 4, "tf": 3, "keras MHA": 4}
+DENSE_TENSORS = {"reference": 4, "tf": 4, "tf additive": 3, "keras MHA": 4}
 WITH_PROJECTIONS = ("keras MHA", "fused + projections")
-KERNELS = ("fused", "portable", "portable XLA", "reference", "tf", *WITH_PROJECTIONS)
+KERNELS = ("fused", "portable", "portable XLA", "reference", "tf", "tf additive", *WITH_PROJECTIONS)
 
 
 def build(kernel: str, shape: Shape, backward: bool) -> Callable[[], list[Any]]:
@@ -62,6 +62,9 @@ def _attend(kernel: str, shape: Shape) -> Callable[[Tensors], Any]:
     if kernel == "keras MHA":
         return _keras(shape)
     if kernel == "tf":
+        mask = tf.constant(visible(shape))
+        return _without(lambda *tensors: _masked(*tensors, mask))
+    if kernel == "tf additive":
         mask = _additive(visible(shape), tf.float32)
         return _without(lambda *tensors: _dense(*tensors, mask))
     visibility = Visibility(shape.reads, shape.group_size)
@@ -99,12 +102,24 @@ def _additive(mask: np.ndarray, dtype: Any) -> Any:
     return tf.where(tf.constant(mask), tf.zeros((), dtype), tf.constant(-1e9, dtype))
 
 
+def _masked(queries: Any, keys: Any, values: Any, context_keys: Any, context_values: Any, mask: Any) -> Any:
+    """What one writes by hand, and `keras.ops.dot_product_attention` does."""
+    keys, values = _joined(keys, values, context_keys, context_values)
+    scores = tf.matmul(queries, keys, transpose_b=True) * queries.shape[-1] ** -0.5
+    return tf.matmul(tf.nn.softmax(tf.where(mask, scores, -1e9)), values)
+
+
 def _dense(queries: Any, keys: Any, values: Any, context_keys: Any, context_values: Any, mask: Any) -> Any:
-    """What one writes by hand."""
-    if context_keys.shape[2]:
-        keys, values = tf.concat([context_keys, keys], axis=2), tf.concat([context_values, values], axis=2)
+    """The same with one pass over the scores less: queries are scaled, and the mask is added."""
+    keys, values = _joined(keys, values, context_keys, context_values)
     scores = tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True) + mask
     return tf.matmul(tf.nn.softmax(scores), values)
+
+
+def _joined(keys: Any, values: Any, context_keys: Any, context_values: Any) -> tuple[Any, Any]:
+    if not context_keys.shape[2]:
+        return keys, values
+    return tf.concat([context_keys, keys], axis=2), tf.concat([context_values, values], axis=2)
 
 
 def _keras(shape: Shape) -> Callable[[Tensors], Any]:

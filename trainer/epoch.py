@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -110,12 +111,15 @@ class Waiting:
         self.seconds = 0.0
 
     def over(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches."""
+        """The batches; the next one is fetched while the loop works on one."""
         iterator = iter(batches)
-        while True:
-            started = time.perf_counter()
-            batch = next(iterator, None)
-            self.seconds += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
+        with ThreadPoolExecutor(1) as fetcher:
+            coming = fetcher.submit(next, iterator, None)
+            while True:
+                started = time.perf_counter()
+                batch = coming.result()
+                self.seconds += time.perf_counter() - started
+                if batch is None:
+                    return
+                coming = fetcher.submit(next, iterator, None)
+                yield batch

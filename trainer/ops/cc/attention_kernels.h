@@ -12,7 +12,7 @@ constexpr int kPanel = 48;                  // keys of a panel
 constexpr int kBlock = 8 * kPanel;          // keys whose scores the forward pass holds at once
 constexpr int kStride = kMaxDepth + 16;     // floats between rows of queries; no power of 2, which would strain the cache
 constexpr int kForwardRows = 24;            // queries of a tile
-constexpr int kBackwardRows = 96;
+constexpr int kBackwardRows = 60;
 static_assert(kPanel % kLanes == 0 && kForwardRows % 12 == 0 && kBackwardRows % 12 == 0, "tiles are cut evenly");
 
 // Tiles of matrix products: as many sums as there are registers for, which hide the latency of a multiplication.
