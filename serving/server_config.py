@@ -1,9 +1,9 @@
 """TF Serving's configuration files, beside the folders of the models that they are about.
 
-    <folder>/models.config             which models and versions to serve, and the labels `stable` and `canary`
-    <folder>/batching_parameters.txt   for --enable_batching
-    <folder>/monitoring.config         Prometheus
-    <folder>/<model>/<version>/        SavedModels
+<folder>/models.config             which models and versions to serve, and the labels `stable` and `canary`
+<folder>/batching_parameters.txt   for --enable_batching
+<folder>/monitoring.config         Prometheus
+<folder>/<model>/<version>/        SavedModels
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ STABLE, CANARY = "stable", "canary"
 SERVED_FROM = "/models"  # where a container has the folder
 VERSIONS_LOADED = 3
 
-_MODELS = f"""# Written at each push, for tensorflow_model_server --model_config_file. `{CANARY}` is the newest version, `{STABLE}`
-# the one before it; a third stays loaded until the server has read which ones they are now. To hold a version, give the
-# model `specific {{ versions: ... }}`: a push leaves an entry with another policy than `latest` alone.
+_MODELS = f"""\
+# For tensorflow_model_server --model_config_file. Written at each push: the label `{CANARY}` is the newest version's,
+# `{STABLE}` that of the one before it. A third stays loaded until the server has read whose they are now. To hold a
+# version, write `specific {{ versions: ... }}` for `latest`: a push leaves a model with such a policy alone.
 """
-_BATCHING = """# For tensorflow_model_server --enable_batching --batching_parameters_file. Written once: it is yours to change.
-# What clients have to keep to then: docs/serving.md, "Batching".
+_BATCHING = """\
+# For tensorflow_model_server --enable_batching --batching_parameters_file. Written once, yours to change. What clients
+# have to keep to then: docs/serving.md, "Batching".
 max_batch_size { value: 32 }
 batch_timeout_micros { value: 1000 }
 max_enqueued_batches { value: 100 }
 num_batch_threads { value: 4 }
 pad_variable_length_inputs: true
 """
-_MONITORING = """# For tensorflow_model_server --monitoring_config_file. Written once: it is yours to change.
+_MONITORING = """\
+# For tensorflow_model_server --monitoring_config_file. Written once, yours to change.
 prometheus_config {
   enable: true
   path: "/monitoring/prometheus/metrics"
