@@ -43,7 +43,11 @@ class RedisContextCache(ContextCache):
     def __init__(self, url: str, ttl: float = 600.0, prefix: str = "onerank", timeout: float = 0.05):
         self.hits = self.misses = self.failures = 0
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+            url,
+            protocol=2,  # which servers before Redis 6 know too
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
         )
         self._milliseconds = max(1, round(ttl * 1000))
         self._prefix = prefix

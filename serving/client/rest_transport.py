@@ -58,7 +58,10 @@ class RestTransport(Transport):
             signatures = answer["metadata"]["signature_def"]["signature_def"]
             return Metadata(
                 int(answer["model_spec"]["version"]),
-                {name: Signature(_specs(s["inputs"]), _specs(s["outputs"])) for name, s in signatures.items()},
+                {
+                    name: Signature(_specs(s.get("inputs", {})), _specs(s.get("outputs", {})))
+                    for name, s in signatures.items()
+                },
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._no_api(f"metadata without {error}") from error
