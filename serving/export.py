@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from serving.signatures import RankingSignatures
+from serving.warmup import WARMUP_FILE, warmup_requests
 from trainer.models.base import RankingModel
 from trainer.ops.structured_attention import attention_kernel
 from transform.errors import DataError
@@ -18,8 +20,10 @@ ASSETS_EXTRA = "assets.extra"
 SPEC_FILE = "ranking_spec.json"
 
 
-def export_model(spec: RankingSpec, model: RankingModel, preprocess: Any, path: str) -> None:
-    """Writes the SavedModel, its spec in `assets.extra` beside it.
+def export_model(
+    spec: RankingSpec, model: RankingModel, preprocess: Any, path: str, requests: Sequence[bytes] = ()
+) -> None:
+    """Writes the SavedModel, its spec and warm-up requests in `assets.extra` beside it.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
 
@@ -29,13 +33,20 @@ def export_model(spec: RankingSpec, model: RankingModel, preprocess: Any, path: 
         preprocess: the Keras layer that TensorFlow Transform makes of its graph
             (`TFTransformOutput.transform_features_layer()`).
         path: str. The folder to write.
+        requests: sequence of bytes. Serialized request examples that warm-up requests are made of. Defaults to one that
+            is made up.
     """
     module = RankingSignatures(spec, model, preprocess)
     unfinished = f"{path.rstrip('/')}.unfinished-{uuid.uuid4().hex[:8]}"
+    extra = os.path.join(unfinished, ASSETS_EXTRA)
     with attention_kernel("portable"):  # which stock TensorFlow runs
-        tf.saved_model.save(module, unfinished, signatures=module.all())
-    tf.io.gfile.makedirs(os.path.join(unfinished, ASSETS_EXTRA))
-    with tf.io.gfile.GFile(os.path.join(unfinished, ASSETS_EXTRA, SPEC_FILE), "w") as file:
+        signatures = module.all()
+        tf.saved_model.save(module, unfinished, signatures=signatures)
+    tf.io.gfile.makedirs(extra)
+    with tf.io.TFRecordWriter(os.path.join(extra, WARMUP_FILE)) as file:
+        for record in warmup_requests(spec, signatures, requests):
+            file.write(record)
+    with tf.io.gfile.GFile(os.path.join(extra, SPEC_FILE), "w") as file:
         file.write(spec.to_json())
     tf.io.gfile.rename(unfinished, path)
 

@@ -1,16 +1,19 @@
 """The signatures of an exported ranking model, the preprocessing graph inside.
 
 Requests are batched by their first axis; lists are padded behind to the longest of the batch, with their lengths
-beside them. Probabilities, scores and masks of padded candidates are 0.
+beside them. Probabilities, scores and masks of padded candidates are 0. docs/serving.md has the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from serving.carried import pack_cache, pack_summary, unpack_cache, unpack_summary
+from serving.checks import Axis, SameSize, check_examples, check_inputs, check_sizes
+from serving.raw_inputs import Tensors, TensorSpecs, input_specs, to_sparse
 from trainer.models.base import RankingModel, empty_batch
 from transform import examples
 from transform.features import Batch, to_batch
@@ -20,13 +23,15 @@ SERVING_DEFAULT = "serving_default"
 RANK = "rank"
 ENCODE_CONTEXT = "encode_context"
 RANK_WITH_CONTEXT = "rank_with_context"
+SUMMARIZE_CANDIDATES = "summarize_candidates"
+SCORE_SUMMARY = "score_summary"
 TRANSFORM_FEATURES = "transform_features"
 
 SCORE = "score"
 CANDIDATE_MASK = "candidate_mask"
 CACHE_PREFIX = "cache_"
-
-Tensors = dict[str, tf.Tensor]
+SUMMARY_PREFIX = "summary_"
+STATE_PREFIX = "state_"
 
 
 class RankingSignatures(tf.Module):
@@ -41,30 +46,30 @@ class RankingSignatures(tf.Module):
     def __init__(self, spec: RankingSpec, model: RankingModel, preprocess: Callable[[Any], Any]):
         super().__init__()
         self._spec = spec
-        self._request, self._sequences, self._candidates = _raw_inputs(spec)
         # Attributes of the module, so that the SavedModel holds their variables and tables.
         self.model = model
         self.preprocess = preprocess
         # TensorFlow's own variables inside Keras's: without them a TF1 session, and so TF Serving, restores copies and
         # leaves those that the functions read uninitialised.
         self.tensorflow_variables = [getattr(variable, "_value", variable) for variable in model.variables]
+        self._learn_what_is_carried()
 
     def all(self) -> dict[str, Any]:
-        """Every signature by name, as concrete functions."""
+        """Every signature by name, as concrete functions, each after those whose outputs it takes."""
         serialized = {"examples": tf.TensorSpec([None], tf.string)}
-        users = {**self._request["user"], **self._sequences}
-        candidates = {**self._request["context"], **self._candidates}
-        encode = _concrete(self._encode_context, users)
-        cache = {
-            name: tf.TensorSpec([None, *shape[1:]], encode.structured_outputs[name].dtype)
-            for name, shape in self._cache_shapes().items()
-        }
+        raw = input_specs(self._spec)
+        users, context = {**raw["user"], **raw["sequences"]}, raw["context"]
+        candidates = {**context, **raw["candidates"]}
+        cache, states, summary = self._cache_specs, self._state_specs, self._summary_specs
+        mask = {CANDIDATE_MASK: tf.TensorSpec([None, None], tf.float32)}
         return {
             SERVING_DEFAULT: _concrete(self._serve_examples, serialized),
-            RANK: _concrete(self._rank, {**users, **candidates}),
-            ENCODE_CONTEXT: encode,
-            RANK_WITH_CONTEXT: _concrete(self._rank_with_context, {**cache, **candidates}),
             TRANSFORM_FEATURES: _concrete(self._transform_features, serialized),
+            RANK: _concrete(self._rank, {**users, **candidates}),
+            ENCODE_CONTEXT: _concrete(self._encode_context, users),
+            RANK_WITH_CONTEXT: _concrete(self._rank_with_context, {**cache, **candidates}),
+            SUMMARIZE_CANDIDATES: _concrete(self._summarize_candidates, {**cache, **candidates}),
+            SCORE_SUMMARY: _concrete(self._score_summary, {**cache, **context, **summary, **states, **mask}),
         }
 
     # === Signatures ===
@@ -73,18 +78,37 @@ class RankingSignatures(tf.Module):
         return self._outputs(self._batch_of_examples(serialized["examples"]))
 
     def _rank(self, raw: Tensors) -> Tensors:
-        return self._outputs(self._batch_of_raw(raw))
+        return self._outputs(self._batch_of_raw(check_inputs(self._spec, raw)))
 
     def _encode_context(self, raw: Tensors) -> Tensors:
-        batch = self._batch_of_raw(raw)
-        cache = self.model.encode_context(batch["user"], batch["sequences"], training=False)
-        return {CACHE_PREFIX + name: tensor for name, tensor in cache.items()}
+        batch = self._batch_of_raw(check_inputs(self._spec, raw))
+        sequences = {name: _at_least_one(parts) for name, parts in batch["sequences"].items()}
+        cache = self.model.encode_context(batch["user"], sequences, training=False)
+        return _with_prefix(CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype))
 
     def _rank_with_context(self, inputs: Tensors) -> Tensors:
-        cache = {name.removeprefix(CACHE_PREFIX): inputs[name] for name in inputs if name.startswith(CACHE_PREFIX)}
-        batch = self._batch_of_raw({name: inputs[name] for name in inputs if not name.startswith(CACHE_PREFIX)})
+        cache, batch = self._with_context(check_inputs(self._spec, inputs))
         logits = self.model.score_candidates(cache, batch["context"], batch["candidates"], training=False)
         return self._probabilities(logits, batch["candidates"]["mask"])
+
+    def _summarize_candidates(self, inputs: Tensors) -> Tensors:
+        cache, batch = self._with_context(check_inputs(self._spec, inputs))
+        candidates = batch["candidates"]
+        states, summary = self.model.summarize_candidates(cache, batch["context"], candidates, training=False)
+        mask = {CANDIDATE_MASK: tf.cast(candidates["mask"], tf.float32)}
+        return {**_with_prefix(STATE_PREFIX, states), **_with_prefix(SUMMARY_PREFIX, pack_summary(summary)), **mask}
+
+    def _score_summary(self, inputs: Tensors) -> Tensors:
+        rules = [SameSize(Axis(name, 0), Axis(CANDIDATE_MASK, 0), "requests") for name in inputs]
+        rules += [SameSize(Axis(name, 1), Axis(CANDIDATE_MASK, 1), "candidates") for name in self._state_specs]
+        first = next(iter(self._summary_specs), None)
+        rules += [SameSize(Axis(name, 1), Axis(first, 1), "parts") for name in self._summary_specs if first]
+        inputs = check_sizes(inputs, rules)
+        cache, batch = self._with_context(inputs)
+        summary = unpack_summary(_without_prefix(SUMMARY_PREFIX, inputs, self._summary_specs), self._nothing)
+        states = _without_prefix(STATE_PREFIX, inputs, self._state_specs)
+        logits = self.model.score_summary(cache, batch["context"], summary, states)
+        return self._probabilities(logits, inputs[CANDIDATE_MASK])
 
     def _transform_features(self, serialized: Tensors) -> Tensors:
         batch = self._batch_of_examples(serialized["examples"])
@@ -98,14 +122,21 @@ class RankingSignatures(tf.Module):
 
     def _batch_of_examples(self, serialized: tf.Tensor) -> Batch:
         raw = tf.io.parse_example(serialized, examples.raw_feature_spec(self._spec, targets=False))
-        return self._preprocessed(raw)
+        return self._preprocessed(check_examples(self._spec, raw))
 
     def _batch_of_raw(self, raw: Tensors) -> Batch:
-        return self._preprocessed(_to_sparse(self._spec, raw))
+        return self._preprocessed(to_sparse(self._spec, raw))
 
     def _preprocessed(self, raw: dict[str, tf.SparseTensor]) -> Batch:
         # The layer leaves out what its inputs don't suffice for; a group that is missing fails below, at export.
-        return to_batch(self._spec, self.preprocess(raw))
+        return to_batch(self._spec, self.preprocess(raw) if raw else {})
+
+    def _with_context(self, inputs: Tensors) -> tuple[Tensors, Batch]:
+        """The cache, and the batch of the raw inputs beside it."""
+        cache = _without_prefix(CACHE_PREFIX, inputs, self._cache_specs)
+        known = {name for group in input_specs(self._spec).values() for name in group}
+        batch = self._batch_of_raw({name: tensor for name, tensor in inputs.items() if name in known})
+        return unpack_cache(cache, self._masks), batch
 
     def _outputs(self, batch: Batch) -> Tensors:
         return self._probabilities(self.model(batch, training=False), batch["candidates"]["mask"])
@@ -119,17 +150,36 @@ class RankingSignatures(tf.Module):
         outputs = {task: tf.exp(log_probabilities[..., k]) * mask for k, task in enumerate(self._spec.task_names)}
         return {**outputs, SCORE: score * mask, CANDIDATE_MASK: mask}
 
-    def _cache_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The shapes of the cache's tensors; axes that hold events vary."""
+    def _learn_what_is_carried(self) -> None:
+        """The specs of cache, states and summary, and the summary of no candidate."""
         batch = empty_batch(self.model.inputs_spec)
-        one = self.model.encode_context(batch["user"], batch["sequences"])
-        two = self.model.encode_context(batch["user"], _twice(batch["sequences"]))
-        return {
-            CACHE_PREFIX + name: tuple(
-                size if size == other else None for size, other in zip(one[name].shape, two[name].shape, strict=True)
-            )
-            for name in one
+        cache, longer = (
+            self.model.encode_context(batch["user"], sequences)
+            for sequences in (batch["sequences"], _twice(batch["sequences"]))
+        )
+        self._masks = frozenset(name for name, tensor in cache.items() if tensor.dtype == tf.bool)
+        nobody = {**batch["candidates"], "mask": tf.zeros_like(batch["candidates"]["mask"])}
+        states, self._nothing = self.model.summarize_candidates(cache, batch["context"], nobody, training=False)
+        self._cache_specs = {
+            CACHE_PREFIX + name: tf.TensorSpec([None, *_common(tensor.shape[1:], longer[name].shape[1:])], tensor.dtype)
+            for name, tensor in pack_cache(cache, self._spec.serving.cache_dtype).items()
         }
+        self._state_specs, self._summary_specs = (
+            {prefix + name: tf.TensorSpec([None, None, *tensor.shape[2:]], tensor.dtype) for name, tensor in t.items()}
+            for prefix, t in ((STATE_PREFIX, states), (SUMMARY_PREFIX, pack_summary(self._nothing)))
+        )
+
+
+def _at_least_one(sequence: Tensors) -> Tensors:
+    """A sequence, padded by an event if nobody has any: TF Serving batches no empty tensor with others."""
+    return {
+        name: tf.pad(values, [[0, 0], [0, tf.maximum(0, 1 - tf.shape(values)[1])]]) for name, values in sequence.items()
+    }
+
+
+def _common(shape: Sequence[int], other: Sequence[int]) -> list[int | None]:
+    """A shape, unknown where another one differs."""
+    return [size if size == its else None for size, its in zip(shape, other, strict=True)]
 
 
 def _twice(sequences: dict[str, dict[str, Any]]) -> dict[str, dict[str, tf.Tensor]]:
@@ -140,61 +190,16 @@ def _twice(sequences: dict[str, dict[str, Any]]) -> dict[str, dict[str, tf.Tenso
     }
 
 
-def _concrete(function: Callable[[Tensors], Tensors], inputs: dict[str, tf.TensorSpec]) -> Any:
+def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without_prefix(prefix: str, inputs: Tensors, names: Iterable[str]) -> Tensors:
+    """Those of the inputs by the names they had before they got a prefix."""
+    return {name.removeprefix(prefix): inputs[name] for name in names}
+
+
+def _concrete(function: Callable[[Tensors], Tensors], inputs: TensorSpecs) -> Any:
     """A signature whose inputs and outputs are named tensors."""
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
     return tf.function(lambda **tensors: function(tensors)).get_concrete_function(**specs)
-
-
-def _raw_inputs(spec: RankingSpec) -> tuple[dict[str, dict], dict[str, tf.TensorSpec], dict[str, tf.TensorSpec]]:
-    """The raw inputs: user and context [B], sequences [B, U] with lengths, candidates [B, N] with their count."""
-    dtypes = examples.input_dtypes(spec)
-    request: dict[str, dict] = {"user": {}, "context": {}}
-    candidates = {examples.CANDIDATE_COUNT: tf.TensorSpec([None], tf.int64)}
-    for group, feature in spec.feature_groups():
-        if group == "candidate":
-            axes = 3 if feature.type == "categorical_set" else 2
-            candidates[feature.name] = tf.TensorSpec([None] * axes, dtypes[feature.name])
-        else:
-            request[group][feature.name] = tf.TensorSpec([None], dtypes[feature.name])
-    sequences = {}
-    for sequence in spec.sequences:
-        sequences[examples.length_key(sequence.name)] = tf.TensorSpec([None], tf.int64)
-        for part in (*sequence.features, *sequence.feedback):
-            key = examples.sequence_key(sequence.name, part)
-            sequences[key] = tf.TensorSpec([None, None], dtypes[key])
-    return request, sequences, candidates
-
-
-def _to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
-    """Raw tensors as the sparse tensors that parsing request examples would give. "" and 0 keep their places."""
-    sparse: dict[str, tf.SparseTensor] = {}
-    counts = raw.get(examples.CANDIDATE_COUNT)
-    for group, feature in spec.feature_groups():
-        if feature.name not in raw:
-            continue
-        values = raw[feature.name]
-        if group != "candidate":
-            sparse[feature.name] = _masked(values[:, None], tf.ones_like(values[:, None], tf.bool))
-            continue
-        present = tf.sequence_mask(counts, tf.shape(values)[1])
-        if feature.type == "categorical_set":
-            given = tf.logical_and(values != "", present[..., None])
-            sparse[feature.name] = tf.ragged.boolean_mask(values, given).merge_dims(1, 2).to_sparse()
-            lengths = tf.reduce_sum(tf.cast(given, tf.int64), axis=-1)
-            sparse[examples.length_key(feature.name)] = _masked(lengths, present)
-        else:
-            sparse[feature.name] = _masked(values, present)
-    if counts is not None:
-        sparse[examples.CANDIDATE_COUNT] = _masked(counts[:, None], tf.ones_like(counts[:, None], tf.bool))
-    for sequence in spec.sequences:
-        length_key = examples.length_key(sequence.name)
-        if length_key in raw:
-            for part in (*sequence.features, *sequence.feedback):
-                key = examples.sequence_key(sequence.name, part)
-                sparse[key] = _masked(raw[key], tf.sequence_mask(raw[length_key], tf.shape(raw[key])[1]))
-    return sparse
-
-
-def _masked(values: tf.Tensor, mask: tf.Tensor) -> tf.SparseTensor:
-    return tf.ragged.boolean_mask(values, mask).to_sparse()

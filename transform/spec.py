@@ -17,7 +17,7 @@ from transform.errors import SpecError
 from transform.score_formula import parse_score
 from transform.spec_aggregates import Aggregate, AggregateFeature, aggregate_features
 from transform.spec_references import broken_references
-from transform.spec_training import Evaluation, Model, Training
+from transform.spec_training import Evaluation, Model, Serving, Training
 
 _METRICS_EXPECTED = "a metric is expected: auc, gauc, ndcg@5 (or another k), normalized_entropy or calibration"
 
@@ -105,6 +105,8 @@ class RankingSpec(sections.Section):
     """How it is trained."""
     evaluation: Evaluation = Field(Evaluation(), examples=[{"slices": [[], ["video_id"]]}])
     """How it is judged."""
+    serving: Serving = Field(Serving(), examples=[{"max_candidates": 1000}])
+    """What it takes and gives where it is served, see [serving.md](serving.md)."""
 
     # === Reading and writing ===
 
@@ -177,9 +179,9 @@ class RankingSpec(sections.Section):
     def data_part(self) -> RankingSpec:
         """The part that request examples and their preprocessing depend on, all else at its default.
 
-        A change of the model, of the training or of the evaluation must not re-run what comes before the Trainer.
+        A change of the model, of its training, evaluation or serving must not re-run what comes before the Trainer.
         """
-        defaults = {"model": Model(), "training": Training(), "evaluation": Evaluation()}
+        defaults = {"model": Model(), "training": Training(), "evaluation": Evaluation(), "serving": Serving()}
         tasks = tuple(task.model_copy(update={"weight": 1.0}) for task in self.tasks)
         return self.model_copy(update={**defaults, "tasks": tasks, "score": None})
 
@@ -224,6 +226,10 @@ class RankingSpec(sections.Section):
         for group in ("user", "context", "candidate"):
             yield from ((group, feature) for feature in getattr(self.features, group))
             yield from (pair for pair in derived if pair[0] == group)
+
+    def candidate_features(self) -> list[sections.Feature]:
+        """The features of candidates, in the order of `feature_groups`."""
+        return [feature for group, feature in self.feature_groups() if group == "candidate"]
 
     def counting_features(self) -> list[AggregateFeature]:
         """The features that follow from the section `aggregates`, in the order of the file."""

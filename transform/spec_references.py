@@ -14,6 +14,7 @@ RESERVED_NAMES = frozenset(
     {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
 )
 RESERVED_PREFIXES = ("label_", "mask_", "cache_")
+RESERVED_FOR_CONTEXT = ("state_", "summary_")  # what stands beside the context's features in a served call
 GROUPS = frozenset({"user", "context", "candidate"})
 
 
@@ -25,6 +26,7 @@ def broken_references(spec: RankingSpec) -> Iterator[str]:
     yield from _sequence_problems(spec)
     yield from aggregate_problems(spec)
     yield from _evaluation_problems(spec)
+    yield from _serving_problems(spec)
 
 
 def _unknown(path: str, what: str, received: str, known: Any) -> str:
@@ -50,6 +52,12 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
             derived += [(f"feature `{feature.name}`", name) for name in names]
     for i, _, counting in aggregate_features(spec):
         derived += [(f"aggregates[{i}]", name) for name in counting.column_names]
+    for i, feature in enumerate(spec.features.context):
+        if feature.name.startswith(RESERVED_FOR_CONTEXT):
+            yield (
+                f"features.context[{i}].name: a name that the package does not use is expected. "
+                f"Received: `{feature.name}`. Rename it."
+            )
     told: set[tuple[str, str]] = set()
     for place, name in named + derived:
         taken = name in GROUPS and place.startswith("sequences")
@@ -166,3 +174,11 @@ def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
     stopping = spec.training.early_stopping
     if stopping and stopping.task not in spec.task_names:
         yield _unknown("training.early_stopping.task", "a task", stopping.task, spec.task_names)
+
+
+def _serving_problems(spec: RankingSpec) -> Iterator[str]:
+    if spec.serving.max_candidates < spec.request.max_candidates:
+        yield (
+            f"serving.max_candidates: at least request.max_candidates, {spec.request.max_candidates}, is expected, as "
+            f"the evaluated requests are served ones. Received: {spec.serving.max_candidates}. Raise it."
+        )

@@ -1,4 +1,4 @@
-"""The sections of the ranking spec on what is made of the data: the model, its training, and how it is judged."""
+"""The sections of the ranking spec on what is made of the data: the model, its training, how it is judged and served."""
 
 from __future__ import annotations
 
@@ -153,3 +153,28 @@ class Evaluation(Section):
     def gate(self, task: str) -> Gate:
         """The gate of a task: its own, or the default one."""
         return self.gates.get(task) or self.gates.get("default") or Gate()
+
+
+class Serving(Section):
+    """What an exported model takes and gives, and the requests that warm up a server which loads it."""
+
+    max_candidates: PositiveInt = Field(4096, examples=[1000])
+    """The most candidates of a request in one call; a request of more is refused. A client scores a longer list in
+    parts. At least `request.max_candidates`."""
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", examples=["float16"])
+    """What numbers a user's encoded context holds on its way to a client and back; scores are computed in float32 in
+    any case. The short ones travel over gRPC alone: TF Serving's REST API does not read them."""
+    warmup_candidates: tuple[PositiveInt, ...] = Field((1, 64, 512), min_length=1, max_length=100, examples=[[10, 200]])
+    """The numbers of candidates of the requests that a server runs before it takes any; at most `max_candidates`, which
+    the default stops at."""
+
+    @model_validator(mode="after")
+    def _warm_up_is_allowed(self) -> Serving:
+        if "warmup_candidates" in self.model_fields_set and max(self.warmup_candidates) > self.max_candidates:
+            raise ValueError(f"`warmup_candidates` of at most `max_candidates`, {self.max_candidates}, are expected")
+        return self
+
+    @property
+    def warmup_sizes(self) -> tuple[int, ...]:
+        """The sizes of warm-up requests, each once, from small to large."""
+        return tuple(sorted({min(size, self.max_candidates) for size in self.warmup_candidates}))
