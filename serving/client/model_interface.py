@@ -61,11 +61,11 @@ class ModelInterface:
             for name, spec in self.signatures[RANK_WITH_CONTEXT].inputs.items()
             if not name.startswith(CACHE_PREFIX) and name != CANDIDATE_COUNT
         }
-        self._context = {name: spec for name, spec in others.items() if spec.rank == 1}
-        self._candidates = {name: spec for name, spec in others.items() if spec.rank > 1}
+        self._context = {name: spec for name, spec in sorted(others.items()) if spec.rank == 1}
+        self._candidates = {name: spec for name, spec in sorted(others.items()) if spec.rank > 1}
         self._sequences = _sequences(users, {*self._candidates, *self.tasks})
         lengths = {name + LENGTH_SUFFIX for name in self._sequences}
-        self._user = {name: spec for name, spec in users.items() if spec.rank == 1 and name not in lengths}
+        self._user = {name: spec for name, spec in sorted(users.items()) if spec.rank == 1 and name not in lengths}
 
     @property
     def cache_dtypes(self) -> set[str]:
@@ -135,7 +135,7 @@ def _sequences(users: Specs, known: set[str]) -> dict[str, Specs]:
     """The parts of each sequence. Names of sequences may begin alike, so a part is told by what it names."""
     names = [name.removesuffix(LENGTH_SUFFIX) for name in users if name.endswith(LENGTH_SUFFIX)]
     sequences: dict[str, Specs] = {}
-    for key, spec in users.items():
+    for key, spec in sorted(users.items()):
         for name in names:
             part = key.removeprefix(f"{name}_")
             if spec.rank == 2 and part != key and part in known:

@@ -186,10 +186,11 @@ class Ranker:
         if not count:
             return _ranking(model, {name: np.zeros((1, 0), np.float32) for name in (*model.tasks, SCORE)}, False)
         in_parts = count > self.max_candidates
-        if not in_parts and (who is None or not self._carries_contexts(model)):
-            return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), False)
+        carried = self._carries_contexts(model, who is not None, in_parts)
         if in_parts:
             model.signature(SUMMARIZE_CANDIDATES)  # before anything is sent
+        elif who is None or not carried:
+            return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), False)
         key = None if who is None else ContextKey(model.model, model.version, *who)
         known = self._cache.get(key) if key else None
         encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
@@ -213,13 +214,18 @@ class Ranker:
         outputs = list(self._pool.map(lambda state: predict(SCORE_SUMMARY, {**inputs, **state, **summary}), states))
         return {name: np.concatenate([output[name] for output in outputs], axis=1) for name in outputs[0]}
 
-    def _carries_contexts(self, model: ModelInterface) -> bool:
-        """Whether contexts can be sent; the log says once when not."""
-        refused = sorted(dtype for dtype in model.cache_dtypes if not self._transport.carries(dtype))
-        if refused and not self._told:
+    def _carries_contexts(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
+        """Whether contexts can be sent. If not, the log says so once where they are wanted; needed, it is an error."""
+        dtypes = ", ".join(dtype for dtype in sorted(model.cache_dtypes) if not self._transport.carries(dtype))
+        if dtypes and needed:
+            raise RequestError(
+                f"candidates: at most {self.max_candidates} are expected, as REST carries no {dtypes} and contexts "
+                f"of model `{model.model}` are that. Received: more. Use gRPC."
+            )
+        if dtypes and wanted and not self._told:
             self._told = True
-            _log.warning("REST carries no %s: contexts of `%s` are not kept. Use gRPC.", refused, model.model)
-        return not refused
+            _log.warning("REST carries no %s: contexts of model `%s` are not kept. Use gRPC.", dtypes, model.model)
+        return not dtypes
 
 
 def _ranking(model: ModelInterface, outputs: Tensors, cached: bool) -> Ranking:

@@ -101,7 +101,8 @@ def to_array(values: Sequence[Any], spec: TensorSpec, place: Place) -> np.ndarra
         place: function. From a row to its place, for messages.
 
     Returns:
-        float32, int64 or object (texts) [n]; object [n, S] for sets, padded with "".
+        float32, int64 or object (texts) [n]; object [n, 1 + S] for sets, with "" before and behind their members: a
+        server that batches requests pads them with the first value, and "" is no member.
 
     Raises:
         RequestError: when a value is none of the input's type.
@@ -160,9 +161,9 @@ def _sets(values: Sequence[Any], place: Place) -> np.ndarray:
     of_member: Place = lambda m: place(int(np.searchsorted(ends, m, side="right")))  # noqa: E731
     _check_types(members, (str,), "a list of texts", "Leave missing members out.", of_member)
     _check_unicode(members, of_member)
-    array = np.full((len(sets), max(map(len, sets), default=0) or 1), "", object)
+    array = np.full((len(sets), 1 + max(map(len, sets), default=0)), "", object)
     for row, given in zip(array, sets, strict=True):
-        row[: len(given)] = given
+        row[1 : 1 + len(given)] = given
     return array
 
 

@@ -18,7 +18,20 @@ PRINT_ALL = {  # as TF Serving does; the option has another name from protobuf 5
     for name in ("including_default_value_fields", "always_print_fields_with_no_presence")
     if name in inspect.signature(json_format.MessageToDict).parameters
 }
-HTTP = {grpc.StatusCode.NOT_FOUND: 404, grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.UNAVAILABLE: 503}
+HTTP = {
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+def load(path):
+    with open(f"{path}/saved_model.pb", "rb") as file:
+        definitions = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs[0].signature_def
+    return tf.saved_model.load(path), definitions
 
 
 class Refused(Exception):
@@ -26,18 +39,11 @@ class Refused(Exception):
 
 
 class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, paths):
-        self.versions = {}
+    def __init__(self, versions):
+        self.versions = dict(versions)
         self.calls = []
         self.faults = []
-        for version, path in paths.items():
-            self.load(version, path)
         self.grpc_port = self.http_port = 0
-
-    def load(self, version, path):
-        with open(f"{path}/saved_model.pb", "rb") as file:
-            definitions = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs[0].signature_def
-        self.versions[version] = (tf.saved_model.load(path), definitions)
 
     def start(self):
         self._grpc = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
@@ -63,9 +69,11 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
     def find(self, name, version):
         self.calls.append(name)
         if self.faults:
-            code, text = self.faults.pop(0)
-            if code:
-                raise Refused(code, text)
+            fault = self.faults.pop(0)
+            if callable(fault):
+                fault()
+            else:
+                raise Refused(*fault)
         version = version or max(self.versions, default=0)
         if name is None or version not in self.versions:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(small, {version})")
@@ -142,9 +150,9 @@ def handler(server):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
             def work():
-                version, loaded, _ = (
-                    server.find(None, None) if not server.versions else (0, *next(iter(server.versions.values())))
-                )
+                if not server.versions:
+                    server.find("none", None)
+                loaded, _ = next(iter(server.versions.values()))
                 specs = loaded.signatures[request["signature_name"]].structured_input_signature[1]
                 inputs = {key: tf.constant(value, specs[key].dtype) for key, value in request["inputs"].items()}
                 outputs = server.run(request["signature_name"], self.version(), inputs)
