@@ -1,0 +1,80 @@
+"""The command line of the embedded server: `python -m serving.server --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import fields
+from types import FrameType
+
+from transform.environment import prepare_environment
+
+prepare_environment()
+
+from serving.server.options import ServerOptions
+from transform.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        argv: sequence of str, optional. Command-line arguments. Defaults to those of the process.
+
+    Returns:
+        0, or 1 when the operator has something to correct.
+    """
+    options = _parse(argv)
+    from serving.server.model_server import ModelServer  # TensorFlow: seconds, which --help need not take
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("serving").setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it advises another loader than TF Serving's
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        server = ModelServer(options)
+        server.start()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(server, flush=True)
+    stop.wait()
+    if not server.stop():
+        logging.getLogger("serving").warning("requests under way were not answered in time")
+        sys.stdout.flush()
+        os._exit(0)  # a thread that TensorFlow holds can't be joined
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> ServerOptions:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.server",
+        description="Serves exported models with TF Serving's gRPC and REST API.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for option in fields(ServerOptions):
+        kind = type(option.default)
+        extra = {"nargs": "?", "const": True, "type": _truth} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{option.name}", default=option.default, help=option.metadata["help"], **extra)
+    return ServerOptions(**vars(parser.parse_args(argv)))
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError("true or false is expected")
+    return text.lower() == "true"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Joining requests into one call."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+
+from serving.server.batching_parameters import BatchingParameters
+from serving.server.errors import RequestError
+from serving.server.loaded_version import LoadedVersion
+from serving.server.metrics import Metrics
+from serving.server.signature import Arrays, Signature
+from serving.server.work_queue import WorkQueue
+
+
+@dataclass
+class _Batch:
+    version: LoadedVersion
+    signature: Signature
+    requests: list[tuple[Arrays, int, float, asyncio.Future]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows, _, _ in self.requests)
+
+
+class Batcher:
+    """Joins requests to one signature of one version along their first axis.
+
+    Requests wait for others up to a timeout or until the batch is full. Each gets its own rows of the outputs. Where
+    lists are padded, behind and with zeros or "", a request's outputs are as long as the longest of its batch, as in TF
+    Serving. If the model refuses a batch, its requests are tried one by one.
+
+    Args:
+        work: WorkQueue.
+        parameters: BatchingParameters.
+        metrics: Metrics.
+        most_waiting: int. Requests that may wait for others.
+    """
+
+    def __init__(self, work: WorkQueue, parameters: BatchingParameters, metrics: Metrics, most_waiting: int):
+        self._work = work
+        self._parameters = parameters
+        self._metrics = metrics
+        self._most_waiting = most_waiting
+        self._open: dict[tuple, _Batch] = {}
+        self._waiting = 0
+        self._tasks: set[asyncio.Task] = set()
+
+    async def run(
+        self, version: LoadedVersion, signature: Signature, inputs: Arrays, deadline: float
+    ) -> dict[str, np.ndarray]:
+        """The outputs of a request, which is joined with others where that is possible.
+
+        Raises:
+            RequestError: what TensorFlow says; RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED.
+        """
+        rows = len(next(iter(inputs.values()))) if signature.batchable else 0
+        if not 0 < rows < self._parameters.max_batch_size:
+            return await self._work.run(lambda: version.run(signature, inputs), deadline, bounded=False)
+        if self._waiting >= self._most_waiting:
+            raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._waiting} requests wait already.")
+        pads = self._parameters.pad_variable_length_inputs
+        key = (version, signature.name, () if pads else tuple(array.shape[1:] for array in inputs.values()))
+        if key in self._open and self._open[key].rows + rows > self._parameters.max_batch_size:
+            self._close(key)
+        loop = asyncio.get_running_loop()
+        if key not in self._open:
+            self._open[key] = batch = _Batch(version, signature)
+            loop.call_later(self._parameters.batch_timeout_micros / 1e6, self._close, key, batch)
+        answer: asyncio.Future = loop.create_future()
+        self._open[key].requests.append((inputs, rows, deadline, answer))
+        if self._open[key].rows >= self._parameters.max_batch_size:
+            self._close(key)
+        self._waiting += 1
+        try:
+            return await answer
+        finally:
+            self._waiting -= 1
+
+    def _close(self, key: tuple, batch: _Batch | None = None) -> None:
+        if key in self._open and batch in (None, self._open[key]):
+            task = asyncio.create_task(self._answer(self._open.pop(key)))
+            self._tasks.add(task)  # the loop itself would let go of it
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, batch: _Batch) -> None:
+        batch.requests = [request for request in batch.requests if not request[-1].done()]  # clients may give up
+        if not batch.requests:
+            return
+        self._metrics.batch_rows.observe(batch.rows)
+        try:
+            deadline = max(deadline for _, _, deadline, _ in batch.requests)
+            outputs = await self._work.run(lambda: self._run(batch), deadline, bounded=False)
+        except Exception as error:
+            for inputs, _, deadline, answer in batch.requests:
+                if not answer.done():
+                    await self._alone(batch, inputs, deadline, answer, error)
+            return
+        for (_, _, _, answer), output in zip(batch.requests, outputs, strict=True):
+            if not answer.done():
+                answer.set_result(output)
+
+    async def _alone(
+        self, batch: _Batch, inputs: Arrays, deadline: float, answer: asyncio.Future, error: Exception
+    ) -> None:
+        """Tries one request of a batch that was refused: the fault may be another's."""
+        try:
+            if len(batch.requests) == 1:
+                raise error
+            work = self._work.run(lambda: batch.version.run(batch.signature, inputs), deadline, bounded=False)
+            result = await work
+            if not answer.done():
+                answer.set_result(result)
+        except Exception as own:
+            if not answer.done():
+                answer.set_exception(own)
+
+    @staticmethod
+    def _run(batch: _Batch) -> list[dict[str, np.ndarray]]:
+        joined = {name: _joined([inputs[name] for inputs, *_ in batch.requests]) for name in batch.signature.inputs}
+        outputs = batch.version.run(batch.signature, joined)
+        for name, array in outputs.items():
+            if array.ndim == 0 or len(array) != batch.rows:
+                raise ValueError(f"output `{name}` has not a row for each of the inputs'")
+        ends = np.cumsum([rows for _, rows, _, _ in batch.requests])
+        return [
+            {name: array[end - rows : end] for name, array in outputs.items()}
+            for (_, rows, _, _), end in zip(batch.requests, ends, strict=True)
+        ]
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays below each other, padded behind to the longest of each other axis."""
+    if len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    shape = np.max([array.shape for array in arrays], axis=0)
+    filler = b"" if arrays[0].dtype == object else 0
+    padded = np.full((sum(map(len, arrays)), *shape[1:]), filler, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        place = (slice(start, start + len(array)), *map(slice, array.shape[1:]))
+        padded[place] = array
+        start += len(array)
+    return padded

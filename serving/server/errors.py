@@ -1,0 +1,53 @@
+"""What goes wrong in a server: the operator's mistakes, and the requests that are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from transform.errors import UserError
+
+LONGEST_MESSAGE = 600  # characters: details of a gRPC status travel in a header of 8 KiB, up to 12 bytes a character
+
+
+class ServerError(UserError):
+    """The server was started with something that it can't serve."""
+
+
+class RequestError(Exception):
+    """A request is refused, with the status that TF Serving gives.
+
+    Args:
+        code: grpc.StatusCode.
+        message: str. Which field, what is expected, what was received. Cut where it is long.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ...")
+        self.code = code
+
+
+def invalid(message: str) -> RequestError:
+    """The error of a request that is malformed.
+
+    Args:
+        message: str. Which field, what is expected, what was received.
+    """
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def of_tensorflow(error: Any) -> RequestError:
+    """The error of a request that TensorFlow refused or could not compute.
+
+    Args:
+        error: tf.errors.OpError.
+
+    Returns:
+        RequestError. With TensorFlow's code and its message, without the names of nodes.
+    """
+    cause = error.message.removeprefix("Graph execution error:").split("\n\t [[")[0]
+    return RequestError(_BY_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN), " ".join(cause.split()))
+
+
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}  # TensorFlow's codes are gRPC's
