@@ -1,6 +1,7 @@
 """The client against a served model: scores, contexts, long lists, swaps, faults."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,15 +9,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from stand_in import StandIn, load
+from fault_proxy import FaultProxy
 
 from serving import signatures
 from serving.client import ContextKey, LruContextCache, Ranker, RankingUnavailable, RequestError, model_interface
 from serving.client.__main__ import main
 from serving.export import export_model
+from serving.server.model_server import ModelServer
+from serving.server.options import ServerOptions
 from trainer.models.registry import build_model
 from transform import examples
 
@@ -26,30 +30,54 @@ WHO = {"user_key": "u1", "history_version": 7}
 TWO_STEPS = ["encode_context", "rank_with_context"]
 
 
-def export(small, path, seed):
-    import keras
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    """A model's folder with two versions: 2 has other weights."""
+    folder = tmp_path_factory.mktemp("export")
+    export(small, folder / "1")
+    shutil.copytree(folder / "1", folder / "2")
+    random, prefix = np.random.default_rng(2), str(folder / "2/variables/variables")
+    saved = tf.train.load_checkpoint(prefix)
+    values = {name: saved.get_tensor(name) for name in saved.get_variable_to_shape_map()}
+    values = {
+        name: value + random.normal(0, 0.1, value.shape).astype("f4") if getattr(value, "dtype", "") == "f4" else value
+        for name, value in values.items()
+    }
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=list(values), shape_and_slices=[""] * len(values), tensors=list(values.values())
+    )
+    return folder
 
-    keras.utils.set_random_seed(seed)
+
+def export(small, path):
+    keras.utils.set_random_seed(3)
     model = build_model(small.spec.model, small.inputs())
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(3)
     for variable in model.trainable_variables:  # far from the start, where all scores are alike
         variable.assign(variable + random.normal(0, 0.3, variable.shape))
     export_model(small.spec, model, small.transform_output.transform_features_layer(), str(path))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
-def models(small, tmp_path_factory):
-    """Two versions, with other weights."""
-    folder = tmp_path_factory.mktemp("export")
-    return {version: load(export(small, folder / str(version), seed=version)) for version in (1, 2)}
+def models(folder):
+    return {version: tf.saved_model.load(str(folder / str(version))) for version in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def real_server(folder):
+    options = ServerOptions(
+        model_name=MODEL, model_base_path=str(folder), version_policy="all", port=0, rest_api_port=0, num_threads=2
+    )
+    with ModelServer(options) as server:
+        yield server
 
 
 @pytest.fixture
-def server(models):
-    server = StandIn({1: models[1]}).start()
-    yield server
-    server.stop()
+def server(real_server):
+    """The real one behind a proxy for faults; clients see version 1."""
+    proxy = FaultProxy(real_server, served={1}).start()
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -111,7 +139,7 @@ def as_request(spec, serialized, copies=1):
 
 
 def expected_scores(models, serialized, version=1):
-    outputs = models[version][0].signatures["serving_default"](examples=tf.constant([serialized]))
+    outputs = models[version].signatures["serving_default"](examples=tf.constant([serialized]))
     return {name: values.numpy()[0] for name, values in outputs.items()}
 
 
@@ -205,11 +233,11 @@ def test_a_swap_within_a_request_starts_it_again(models, server, ranker, seriali
     """The version that encoded the context goes before the candidates are scored."""
 
     def swap():
-        server.versions = {2: models[2]}
+        server.served = {2}
 
     assert ranker.rank(**request_of_many).version == 1
     server.calls.clear()
-    server.faults = [lambda: None, swap]
+    server.faults = [None, swap]
     ranking = ranker.rank(**request_of_many, **WHO)
     assert server.calls == [*TWO_STEPS, "metadata", *TWO_STEPS]
     assert ranking.version == 2 and not ranking.context_cached
@@ -222,11 +250,11 @@ def test_a_swap_between_parts_starts_the_request_again(small, models, server, ad
     request = as_request(small.spec, serialized[0], copies=60)
 
     def swap():
-        server.versions = {2: models[2]}
+        server.served = {2}
 
     with Ranker(address, MODEL, deadline=60, max_candidates=25) as in_parts:
         in_parts.rank(**request, **WHO)
-        server.faults = [*[lambda: None] * 4, swap]
+        server.faults = [None, None, None, None, swap]
         ranking = in_parts.rank(**request, **WHO)
     whole = ranker.rank(**request)
     assert ranking.version == whole.version == 2
@@ -236,17 +264,17 @@ def test_a_swap_between_parts_starts_the_request_again(small, models, server, ad
 def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, address, serialized, request_of_many):
     with Ranker(address, MODEL, deadline=60, refresh=0) as eager, Ranker(address, MODEL, refresh=3600) as patient:
         versions = []
-        for served in ({1: models[1]}, models, {2: models[2]}):
-            server.versions = served
+        for served in ({1}, {1, 2}, {2}):
+            server.served = served
             versions.append([ranker.rank(**request_of_many, **WHO).version for ranker in (eager, patient)])
     assert versions == [[1, 1], [2, 1], [2, 2]]
 
 
 def test_a_pinned_version_is_the_only_one(models, server, address, serialized, request_of_many):
-    server.versions = models
+    server.served = {1, 2}
     with Ranker(address, MODEL, version=1, deadline=60) as ranker:
         assert_scores(ranker.rank(**request_of_many), expected_scores(models, serialized[2], version=1))
-        server.versions = {2: models[2]}
+        server.served = {2}
         with pytest.raises(RankingUnavailable, match="Servable not found"):
             ranker.rank(**request_of_many)
 
@@ -254,7 +282,7 @@ def test_a_pinned_version_is_the_only_one(models, server, address, serialized, r
 def test_a_version_that_goes_again_and_again_is_told(server, ranker, request_of_many):
     ranker.rank(**request_of_many)
     gone = (grpc.StatusCode.NOT_FOUND, "gone")
-    server.faults = [gone, *[lambda: None, gone] * 2]
+    server.faults = [gone, *[None, gone] * 2]
     with pytest.raises(RankingUnavailable, match="3 times one that is gone"):
         ranker.rank(**request_of_many)
 
@@ -264,7 +292,7 @@ def test_a_version_that_goes_again_and_again_is_told(server, ranker, request_of_
 
 def test_a_server_that_refuses_twice_is_asked_again(models, server, ranker, serialized, request_of_many):
     busy = [(grpc.StatusCode.UNAVAILABLE, "busy"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full")]
-    server.faults = [*busy, lambda: None, *busy]
+    server.faults = [*busy, None, *busy]
     assert_scores(ranker.rank(**request_of_many), expected_scores(models, serialized[2]))
     assert server.calls == ["metadata"] * 3 + ["rank"] * 3
 
@@ -357,13 +385,6 @@ def test_a_mistake_is_told_before_anything_is_sent(server, ranker, request_of_ma
 def test_arguments_are_checked(arguments, text):
     with pytest.raises(RequestError, match=text):
         Ranker(**{"address": "http://localhost:8501", "model": MODEL, **arguments})
-
-
-def test_a_server_of_something_else_is_told(server, address, request_of_many):
-    loaded, definitions = server.versions[1]
-    server.versions = {1: (loaded, {"serving_default": definitions["serving_default"]})}
-    with Ranker(address, MODEL) as ranker, pytest.raises(RequestError, match="signatures rank, encode_context"):
-        ranker.rank(**request_of_many)
 
 
 # === The program ===

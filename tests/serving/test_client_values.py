@@ -17,8 +17,7 @@ def specs(**tensors):
     return {name: TensorSpec(dtype, rank) for name, (dtype, rank) in tensors.items()}
 
 
-@pytest.fixture
-def interface():
+def metadata():
     """Two sequences whose names begin alike, and a user feature that reads like a length."""
     users = specs(
         who=(TEXT, 1),
@@ -40,7 +39,12 @@ def interface():
         "encode_context": Signature(users, cache),
         "rank_with_context": Signature({**cache, **context, **candidates, **count}, scores),
     }
-    return ModelInterface("m", Metadata(3, signatures))
+    return Metadata(3, signatures)
+
+
+@pytest.fixture
+def interface():
+    return ModelInterface("m", metadata())
 
 
 USER = {"who": "u1", "age": 31, "queue_length": 5}
@@ -186,3 +190,9 @@ def test_mistakes_name_the_place_what_was_expected_what_came_and_the_cure(interf
         interface.context_inputs(request["user"], request["sequences"])
     assert str(caught.value).startswith(text)
     assert isinstance(caught.value, UserError)
+
+
+def test_a_model_of_others_is_refused():
+    signatures = {"serving_default": Signature({}, {})}
+    with pytest.raises(RequestError, match="rank_with_context are expected. Received: serving_default."):
+        ModelInterface("m", Metadata(3, signatures))
