@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 from serving.client.deadline import Deadline
 from serving.client.model_interface import ModelInterface
 from serving.client.transport import Transport
+
+_log = logging.getLogger(__name__)
 
 
 class CurrentModel:
@@ -65,5 +68,6 @@ class CurrentModel:
         )
         if known is None or known.version != metadata.version:
             self._known = known = ModelInterface(self._model, metadata)
+            _log.info("Model `%s`: version %d answers.", self._model, known.version)
         self._asked = time.monotonic()
         return known

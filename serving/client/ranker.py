@@ -62,6 +62,10 @@ class Ranker:
     Raises:
         RequestError: when an argument is wrong.
 
+    Attributes:
+        cache: ContextCache.
+        max_candidates: int.
+
     Example:
     ```python
     with Ranker("grpc://localhost:8500", "mail") as ranker:
@@ -98,7 +102,7 @@ class Ranker:
                 raise RequestError(f"{name}: a number above 0 is expected. Received: {number!r}.")
         self.max_candidates = max_candidates
         self._deadline = deadline
-        self._cache = cache if cache is not None else LruContextCache()
+        self.cache = cache if cache is not None else LruContextCache()
         self._transport = _connect(address, token, ca)
         self._current = CurrentModel(self._transport, model, version, label, refresh)
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="ranker")
@@ -192,10 +196,10 @@ class Ranker:
         elif who is None or not carried:
             return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), False)
         key = None if who is None else ContextKey(model.model, model.version, *who)
-        known = self._cache.get(key) if key else None
+        known = self.cache.get(key) if key else None
         encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
         if key and known is None:
-            self._cache.put(key, encoded)
+            self.cache.put(key, encoded)
         if in_parts:
             outputs = self._rank_in_parts(model, predict, {**encoded, **inputs})
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import ssl
 from typing import Any
 
@@ -90,7 +91,7 @@ class RestTransport(Transport):
         self._http.close()
 
     def _request(self, method: str, url: str, content: bytes | None, timeout: float) -> Any:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": str(math.ceil(1000 * timeout))}
         try:
             response = self._http.request(method, url, content=content, headers=headers, timeout=timeout)
         except httpx.TimeoutException as error:

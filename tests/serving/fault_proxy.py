@@ -15,6 +15,13 @@ SERVICE = "tensorflow.serving.PredictionService"
 REQUESTS = {"Predict": predict_pb2.PredictRequest, "GetModelMetadata": get_model_metadata_pb2.GetModelMetadataRequest}
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):  # clients that hang up
+        pass
+
+
 class FaultProxy:
     """Forwards both of a server's ports.
 
@@ -23,12 +30,13 @@ class FaultProxy:
         calls: list of str. The signatures that were asked for, or `metadata`.
         faults: list. What the next calls meet: None, a function to call before it goes on, or the (code, details) of
             the answer.
+        tokens: list of str. The `authorization` of each call.
     """
 
     def __init__(self, server, served):
         self._upstream = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
         self._http_upstream = httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60)
-        self.served, self.calls, self.faults = set(served), [], []
+        self.served, self.calls, self.faults, self.tokens = set(served), [], [], []
         self._grpc_port = self._http_port = 0
 
     def start(self):
@@ -41,8 +49,7 @@ class FaultProxy:
         self._grpc.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         self._grpc_port = self._grpc.add_insecure_port(f"127.0.0.1:{self._grpc_port}")
         self._grpc.start()
-        self._http = ThreadingHTTPServer(("127.0.0.1", self._http_port), self._http_handler())
-        self._http.daemon_threads = True
+        self._http = QuietServer(("127.0.0.1", self._http_port), self._http_handler())
         self._http_port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -74,6 +81,7 @@ class FaultProxy:
         def answer(body, context):
             request = request_type.FromString(body)
             name = request.model_spec.signature_name or "metadata"
+            self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
             version, refusal = self._meet(name, request.model_spec.version.value)
             if refusal:
                 context.abort(*refusal)
@@ -101,6 +109,7 @@ class FaultProxy:
             def _answer(self, method, name, body):
                 parts = self.path.replace(":", "/").split("/")
                 asked = int(parts[parts.index("versions") + 1]) if "versions" in parts else None
+                proxy.tokens.append(self.headers["Authorization"])
                 version, refusal = proxy._meet(name, asked)
                 if refusal:
                     status, content = HTTP.get(refusal[0], 500), json.dumps({"error": refusal[1]}).encode()

@@ -16,16 +16,26 @@ import tensorflow as tf
 from fault_proxy import FaultProxy
 
 from serving import signatures
-from serving.client import ContextKey, LruContextCache, Ranker, RankingUnavailable, RequestError, model_interface
+from serving.client import (
+    ContextKey,
+    LruContextCache,
+    Ranker,
+    RankingUnavailable,
+    RequestError,
+    model_interface,
+    rest_transport,
+)
 from serving.client.__main__ import main
-from serving.export import export_model
+from serving.export import ASSETS_EXTRA, export_model
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
+from serving.warmup import WARMUP_FILE
 from trainer.models.registry import build_model
 from transform import examples
 
 TOLERANCE = 1e-5
 MODEL = "small"
+CALM = {"deadline": 60, "refresh": 3600}  # whatever else this machine does
 WHO = {"user_key": "u1", "history_version": 7}
 TWO_STEPS = ["encode_context", "rank_with_context"]
 
@@ -35,6 +45,7 @@ def folder(small, tmp_path_factory):
     """A model's folder with two versions: 2 has other weights."""
     folder = tmp_path_factory.mktemp("export")
     export(small, folder / "1")
+    (folder / "1" / ASSETS_EXTRA / WARMUP_FILE).unlink()  # which takes longer than all else here
     shutil.copytree(folder / "1", folder / "2")
     random, prefix = np.random.default_rng(2), str(folder / "2/variables/variables")
     saved = tf.train.load_checkpoint(prefix)
@@ -59,17 +70,18 @@ def export(small, path):
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return {version: tf.saved_model.load(str(folder / str(version))) for version in (1, 2)}
-
-
-@pytest.fixture(scope="module")
 def real_server(folder):
     options = ServerOptions(
         model_name=MODEL, model_base_path=str(folder), version_policy="all", port=0, rest_api_port=0, num_threads=2
     )
     with ModelServer(options) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def models(real_server):
+    """The loaded versions, to be called without a client."""
+    return {version.number: version for version in real_server.models[0].available}
 
 
 @pytest.fixture
@@ -87,7 +99,7 @@ def address(request, server):
 
 @pytest.fixture
 def ranker(address):
-    with Ranker(address, MODEL, deadline=60) as ranker:
+    with Ranker(address, MODEL, **CALM) as ranker:
         yield ranker
 
 
@@ -139,8 +151,9 @@ def as_request(spec, serialized, copies=1):
 
 
 def expected_scores(models, serialized, version=1):
-    outputs = models[version].signatures["serving_default"](examples=tf.constant([serialized]))
-    return {name: values.numpy()[0] for name, values in outputs.items()}
+    signature = models[version].signature(signatures.SERVING_DEFAULT)
+    outputs = models[version].run(signature, {"examples": np.array([serialized], object)})
+    return {name: values[0] for name, values in outputs.items()}
 
 
 def assert_scores(ranking, expected):
@@ -192,7 +205,7 @@ def test_a_long_list_is_ranked_in_parts_as_it_would_be_at_once(small, server, ad
     count = len(request["candidates"])
     assert count > 60
     whole = ranker.rank(**request)
-    with Ranker(address, MODEL, deadline=60, max_candidates=25) as in_parts:
+    with Ranker(address, MODEL, **CALM, max_candidates=25) as in_parts:
         for ranking in (in_parts.rank(**request, **WHO), in_parts.rank(**request, **WHO), in_parts.rank(**request)):
             assert_scores(ranking, {**whole.tasks, "score": whole.score})
             np.testing.assert_array_equal(ranking.order, whole.order)
@@ -252,7 +265,7 @@ def test_a_swap_between_parts_starts_the_request_again(small, models, server, ad
     def swap():
         server.served = {2}
 
-    with Ranker(address, MODEL, deadline=60, max_candidates=25) as in_parts:
+    with Ranker(address, MODEL, **CALM, max_candidates=25) as in_parts:
         in_parts.rank(**request, **WHO)
         server.faults = [None, None, None, None, swap]
         ranking = in_parts.rank(**request, **WHO)
@@ -262,7 +275,7 @@ def test_a_swap_between_parts_starts_the_request_again(small, models, server, ad
 
 
 def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, address, serialized, request_of_many):
-    with Ranker(address, MODEL, deadline=60, refresh=0) as eager, Ranker(address, MODEL, refresh=3600) as patient:
+    with Ranker(address, MODEL, deadline=60, refresh=0) as eager, Ranker(address, MODEL, **CALM) as patient:
         versions = []
         for served in ({1}, {1, 2}, {2}):
             server.served = served
@@ -270,9 +283,29 @@ def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, addre
     assert versions == [[1, 1], [2, 1], [2, 2]]
 
 
+def test_requests_go_on_while_the_server_is_asked_for_its_version(server, address, request_of_many):
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang():
+        asked.set()
+        answer.wait(60)
+
+    with Ranker(address, MODEL, deadline=60, refresh=0) as ranker, ThreadPoolExecutor(1) as pool:
+        ranker.rank(**request_of_many)
+        server.faults = [hang]
+        waiting = pool.submit(ranker.rank, **request_of_many)
+        try:
+            assert asked.wait(60)
+            assert ranker.rank(**request_of_many).version == 1
+            assert not waiting.done()
+        finally:
+            answer.set()
+        assert waiting.result(60).version == 1
+
+
 def test_a_pinned_version_is_the_only_one(models, server, address, serialized, request_of_many):
     server.served = {1, 2}
-    with Ranker(address, MODEL, version=1, deadline=60) as ranker:
+    with Ranker(address, MODEL, version=1, **CALM) as ranker:
         assert_scores(ranker.rank(**request_of_many), expected_scores(models, serialized[2], version=1))
         server.served = {2}
         with pytest.raises(RankingUnavailable, match="Servable not found"):
@@ -351,10 +384,32 @@ def test_a_cache_that_fails_costs_an_encoding(server, address, request_of_many):
             assert key == ContextKey(MODEL, 1, "u1", "7")
             return None
 
-    with Ranker(address, MODEL, deadline=60, cache=Forgetful()) as ranker:
+    with Ranker(address, MODEL, **CALM, cache=Forgetful()) as ranker:
         for _ in range(2):
             assert not ranker.rank(**request_of_many, **WHO).context_cached
     assert server.calls == ["metadata", *TWO_STEPS * 2]
+
+
+def test_a_context_that_rest_can_not_carry_is_not_kept(server, request_of_many, monkeypatch, caplog):
+    """As those of float16 are."""
+    monkeypatch.delitem(rest_transport._DTYPES, "DT_INT32")
+    with Ranker(server.address("http"), MODEL, **CALM, max_candidates=len(request_of_many["candidates"])) as ranker:
+        for _ in range(2):
+            assert not ranker.rank(**request_of_many, **WHO).context_cached
+        assert server.calls == ["metadata", "rank", "rank"]
+        assert [record.message for record in caplog.records] == [
+            "REST carries no DT_INT32: contexts of model `small` are not kept. Use gRPC."
+        ]
+        ranker.max_candidates -= 1
+        with pytest.raises(RequestError, match="Use gRPC"):
+            ranker.rank(**request_of_many)
+
+
+@pytest.mark.parametrize("token", ["secret", None])
+def test_a_token_goes_with_each_call(server, address, request_of_many, token):
+    with Ranker(address, MODEL, **CALM, token=token) as ranker:
+        ranker.rank(**request_of_many)
+    assert server.tokens == [token and f"Bearer {token}"] * 2
 
 
 # === Mistakes ===
