@@ -1,0 +1,18 @@
+"""Ranking with a served model: `Ranker`, and what it takes and raises. Imports no TensorFlow."""
+
+from serving.client.context_cache import ContextCache, ContextKey
+from serving.client.errors import RankingError, RankingUnavailable, RequestError
+from serving.client.lru_context_cache import LruContextCache
+from serving.client.ranker import Ranker
+from serving.client.ranking import Ranking
+
+__all__ = [
+    "ContextCache",
+    "ContextKey",
+    "LruContextCache",
+    "Ranker",
+    "Ranking",
+    "RankingError",
+    "RankingUnavailable",
+    "RequestError",
+]

@@ -1,0 +1,73 @@
+"""Which version of a model answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from serving.client.deadline import Deadline
+from serving.client.model_interface import ModelInterface
+from serving.client.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+
+class CurrentModel:
+    """The version that the server prefers, asked for from time to time.
+
+    One thread asks; the others go on with the version that they know. Without one, they wait for the answer.
+
+    Args:
+        transport: Transport.
+        model: str. The model's name.
+        version: int, optional. The only version to use. Defaults to the server's choice.
+        label: str, optional. The version's label on the server.
+        refresh: float. Seconds after which the server is asked again.
+    """
+
+    def __init__(self, transport: Transport, model: str, version: int | None, label: str | None, refresh: float):
+        self._transport, self._model, self._version, self._label = transport, model, version, label
+        self._refresh = refresh
+        self._known: ModelInterface | None = None
+        self._asked = 0.0
+        self._asking = threading.Lock()
+
+    def get(self, deadline: Deadline, gone: ModelInterface | None = None) -> ModelInterface:
+        """The version to use.
+
+        Args:
+            deadline: Deadline.
+            gone: ModelInterface, optional. One that turned out to be gone, after which the server has to be asked.
+
+        Returns:
+            ModelInterface.
+
+        Raises:
+            RankingUnavailable: when the server doesn't answer, or doesn't have the model.
+        """
+        known = self._known if self._known is not gone else None
+        if known and self._is_fresh():
+            return known
+        if not self._asking.acquire(timeout=0 if known else deadline.remaining()):
+            return known or self.get(deadline, gone)  # which says that there is no time left
+        try:
+            known = self._known if self._known is not gone else None
+            if known and self._is_fresh():  # somebody has asked meanwhile
+                return known
+            return self._ask(deadline, known)
+        finally:
+            self._asking.release()
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._asked < self._refresh
+
+    def _ask(self, deadline: Deadline, known: ModelInterface | None) -> ModelInterface:
+        metadata = deadline.keep_trying(
+            lambda timeout: self._transport.metadata(self._model, self._version, self._label, timeout)
+        )
+        if known is None or known.version != metadata.version:
+            self._known = known = ModelInterface(self._model, metadata)
+            _log.info("Model `%s`: version %d answers.", self._model, known.version)
+        self._asked = time.monotonic()
+        return known

@@ -1,0 +1,27 @@
+"""The answer to a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A request's scores, in the order in which its candidates were given.
+
+    Attributes:
+        tasks: dict. Probabilities float32 [N] by task.
+        score: float32 [N]. The fused score.
+        order: int64 [N]. The candidates' positions, best score first; ties stay in the order given.
+        version: int. The version of the model that computed all of it.
+        context_cached: bool. Whether the user's context came from the cache.
+    """
+
+    tasks: Mapping[str, np.ndarray]
+    score: np.ndarray
+    order: np.ndarray
+    version: int
+    context_cached: bool
