@@ -31,20 +31,20 @@ def assert_same(actual, expected, dtype="float32"):
 @pytest.mark.parametrize("seed", range(40))
 def test_they_are_kerass(seed):
     case = random_rows(seed)
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "portable"))
+    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"))
 
 
 @pytest.mark.parametrize("way", ["graph", "xla"])
 @pytest.mark.parametrize("seed", range(6))
 def test_ways_to_run_agree(seed, way):
     case = random_rows(seed)
-    assert_same(run_rows(*case, "fused", way), run_rows(*case, "portable"))
+    assert_same(run_rows(*case, "fused", way), run_rows(*case, "reference"))
 
 
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_bfloat16_is_float32_rounded(seed):
     case = random_rows(seed, "bfloat16")
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "portable"), "bfloat16")
+    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"), "bfloat16")
 
 
 @pytest.mark.parametrize("build", ["plain", "avx2"])

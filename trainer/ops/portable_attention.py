@@ -40,7 +40,7 @@ def _list_attention(
     scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
     if visibility.reads == "before":
         later = ops.arange(u + m)[None, :] > (ops.arange(q) + (u + m - q))[:, None]
-        scores = scores + ops.where(later, HIDDEN, 0.0)
+        scores = ops.where(later, HIDDEN, scores)  # a sum, XLA would fuse with the product, and compute this slowly
     return ops.matmul(ops.cast(softmax(scores), values.dtype), values)
 
 
