@@ -29,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when the operator has something to correct.
     """
-    options = _parse(argv)
     # Blocked before there are other threads, then waited for: a handler runs in the main thread alone, which a signal
     # that another thread gets does not wake.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     try:
-        return _serve(options)
+        return _serve(_parse(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

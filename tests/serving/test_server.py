@@ -315,6 +315,17 @@ def test_a_full_queue_refuses_and_goes_on(base, tmp_path):
         assert client.predict(request(x=floats(1)))
 
 
+def test_a_client_that_gives_up_is_counted(base, tmp_path):
+    gate = Gate(tmp_path / "gate")
+    with serving(base) as server:
+        call = Client(server.grpc_port).prediction.Predict.future(gate.request())
+        until(lambda: server.models[0].available[0].in_flight == 1)
+        call.cancel()
+        until(lambda: 'code="CANCELLED"' in _get(server, "/monitoring/prometheus/metrics").text)
+        assert server.models[0].available[0].in_flight == 0
+        gate.open()
+
+
 # === Batching ===
 
 
@@ -363,6 +374,12 @@ def test_requests_of_other_lengths_are_not_joined_without_padding(base):
             )
         assert [outputs["x"].shape for outputs in answers] == [(1, 1), (1, 2)]
         assert _metric(server, "serving_batch_rows_count") == 2
+
+
+def test_signatures_whose_outputs_have_no_rows_are_not_joined_in_silence(base):
+    with serving(base, enable_batching=True) as server, pytest.raises(grpc.RpcError) as caught:
+        Client(server.grpc_port).predict(request("uneven", x=floats(1, 2)))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "`sum`" in caught.value.details()
 
 
 @pytest.mark.parametrize("text", ["max_batch_size { value: many }", "max_batch_size", "pad_variable_length_inputs: 3"])
@@ -488,6 +505,7 @@ def test_mistakes_are_one_line(base, tmp_path, capsys, server):
         ([f"--model_base_path={tmp_path}/none"], f"a folder is expected at {tmp_path}/none"),
         ([*good, "--model_name=a/b"], "a text without / and :"),
         ([*good, "--version_policy=newest"], "`latest:2`"),
+        ([*good, "--num_threads=-1"], "--num_threads: a number of at least 0"),
         ([f"--model_config_file={tmp_path}/none"], "a ModelServerConfig in text form"),
         ([f"--model_config_file={tmp_path}/bad.config"], "a ModelServerConfig in text form"),
         ([*good, *free, f"--ssl_cert_file={tmp_path}/empty"], "a PEM certificate and its key"),
