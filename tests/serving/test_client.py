@@ -71,10 +71,12 @@ def export(small, path):
 
 @pytest.fixture(scope="module")
 def real_server(folder):
-    options = ServerOptions(
-        model_name=MODEL, model_base_path=str(folder), version_policy="all", port=0, rest_api_port=0, num_threads=2
+    config = folder.parent / "models.config"
+    config.write_text(
+        f'model_config_list {{ config {{ name: "{MODEL}" base_path: "{folder}" model_platform: "tensorflow" '
+        'model_version_policy { all {} } version_labels { key: "stable" value: 1 } } }'
     )
-    with ModelServer(options) as server:
+    with ModelServer(ServerOptions(model_config_file=str(config), port=0, rest_api_port=0, num_threads=2)) as server:
         yield server
 
 
@@ -309,6 +311,19 @@ def test_a_pinned_version_is_the_only_one(models, server, address, serialized, r
         assert_scores(ranker.rank(**request_of_many), expected_scores(models, serialized[2], version=1))
         server.served = {2}
         with pytest.raises(RankingUnavailable, match="Servable not found"):
+            ranker.rank(**request_of_many)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_label_is_followed(models, real_server, scheme, serialized, request_of_many):
+    port = real_server.grpc_port if scheme == "grpc" else real_server.rest_port
+    for arguments, version in (({"label": "stable"}, 1), ({}, 2)):
+        with Ranker(f"{scheme}://127.0.0.1:{port}", MODEL, **CALM, **arguments) as ranker:
+            ranking = ranker.rank(**request_of_many)
+        assert ranking.version == version
+        assert_scores(ranking, expected_scores(models, serialized[2], version))
+    with Ranker(f"{scheme}://127.0.0.1:{port}", MODEL, **CALM, label="none") as ranker:
+        with pytest.raises(RequestError, match="none"):
             ranker.rank(**request_of_many)
 
 
