@@ -53,14 +53,12 @@ def pack_summary(summary: Mapping[str, tf.Tensor]) -> Tensors:
 
 
 def unpack_summary(summary: Mapping[str, tf.Tensor], nothing: Mapping[str, tf.Tensor]) -> Tensors:
-    """The summaries of all parts, [B, P, ...], padding replaced by `nothing` [1, 1, ...], the summary of no candidate."""
+    """The summaries of all parts, [B, P, ...]; padding becomes `nothing` [1, 1, ...], the summary of no candidate."""
     if not summary:
         return {}
     real = summary[PART][:, :, 1] > 0
 
     def unpacked(tensor: tf.Tensor, instead: tf.Tensor) -> tf.Tensor:
-        return tf.where(
-            tf.reshape(real, [*tf.unstack(tf.shape(real)), *[1] * (len(tensor.shape) - 2)]), tensor, instead
-        )
+        return tf.where(real[(...,) + (None,) * (len(tensor.shape) - 2)], tensor, instead)
 
     return {name: unpacked(tensor, nothing[name]) for name, tensor in summary.items() if name != PART}

@@ -70,10 +70,15 @@ def load_spec(path: str) -> RankingSpec:
         return RankingSpec.parse(file.read(), origin=spec_path)
 
 
+def version_folders(base: str) -> list[str]:
+    """The names of a model's versions below its folder, from old to new: numbers."""
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(base)]
+    return sorted((name for name in names if name.isdigit()), key=int)
+
+
 def newest_version(base: str) -> str:
-    """The newest numeric version folder below a model's folder, or the folder itself if it is a SavedModel."""
+    """The newest version folder below a model's folder, or the folder itself if it is a SavedModel."""
     if tf.io.gfile.exists(os.path.join(base, "saved_model.pb")) or not tf.io.gfile.isdir(base):
         return base
-    versions = [name.rstrip("/") for name in tf.io.gfile.listdir(base)]
-    numeric = [name for name in versions if name.isdigit()]
-    return os.path.join(base, max(numeric, key=int)) if numeric else base
+    versions = version_folders(base)
+    return os.path.join(base, versions[-1]) if versions else base

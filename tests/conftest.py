@@ -61,6 +61,48 @@ def _prepared(folder: Path, **changes: Any) -> Small:
     return Small(spec, data_dir, raw, transformed, prepared.transform_output)
 
 
+@dataclass(frozen=True)
+class Served:
+    """An exported model of the small problem."""
+
+    spec: RankingSpec
+    model: Any
+    path: str
+
+
+@pytest.fixture(scope="session")
+def served(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """One that takes no more than 40 candidates; its warm-up requests are made of requests of the test split."""
+    import tensorflow as tf
+
+    serving = small.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
+    records = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP").take(2)]
+    return export(small, small.spec.model_copy(update={"serving": serving}), tmp_path_factory.mktemp("served"), records)
+
+
+def export(small: Small, spec: RankingSpec, folder: Path, requests: Any = ()) -> Served:
+    """Exports a model of a variant of the small problem's spec."""
+    from serving.export import export_model
+
+    model, path = far_from_start(small, spec), str(folder / "1")
+    export_model(spec, model, small.transform_output.transform_features_layer(), path, requests)
+    return Served(spec, model, path)
+
+
+def far_from_start(small: Small, spec: RankingSpec, by: float = 0.3) -> Any:
+    """A model whose scores differ, as they don't where a training starts."""
+    import numpy as np
+
+    from trainer.models.registry import build_model
+
+    keras.utils.set_random_seed(3)
+    model = build_model(spec.model, small.inputs())
+    random = np.random.default_rng(3)
+    for variable in model.trainable_variables:
+        variable.assign(variable + random.normal(0, by, variable.shape))
+    return model
+
+
 def repository() -> Path:
     """The root of the project."""
     return Path(__file__).resolve().parent.parent

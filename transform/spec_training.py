@@ -1,4 +1,4 @@
-"""The sections of the ranking spec on what is made of the data: the model, its training, how it is judged and served."""
+"""The sections of the ranking spec on what is made of the data: the model, how it is trained, judged and served."""
 
 from __future__ import annotations
 

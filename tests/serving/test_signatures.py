@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import export
+from raw_requests import constants, raw_inputs, request_examples
 
-from serving.export import export_model, load_spec, newest_version
-from trainer.models.registry import build_model
+from serving.export import load_spec, newest_version
 from transform import examples
 from transform.batches import request_batches
 from transform.errors import DataError
@@ -31,16 +29,8 @@ def small(request):
 
 @pytest.fixture(scope="module")
 def exported(small, tmp_path_factory) -> tuple:
-    import keras
-
-    keras.utils.set_random_seed(3)
-    model = build_model(small.spec.model, small.inputs())
-    random = np.random.default_rng(3)
-    for variable in model.trainable_variables:  # far from the start, where all scores are alike
-        variable.assign(variable + random.normal(0, 0.3, variable.shape))
-    path = str(tmp_path_factory.mktemp("export") / "1")
-    export_model(small.spec, model, small.transform_output.transform_features_layer(), path)
-    return model, path
+    exported = export(small, small.spec, tmp_path_factory.mktemp("export"))
+    return exported.model, exported.path
 
 
 @pytest.fixture(scope="module")
@@ -51,65 +41,6 @@ def signatures(exported):
 
 def _keep(loaded, function):
     return lambda **inputs: {name: tensor.numpy() for name, tensor in function(**inputs).items() if loaded}
-
-
-def _requests(small) -> list[bytes]:
-    return [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
-
-
-def _raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str, np.ndarray]:
-    """The inputs of `rank` as a client would build them: padded lists, with lengths beside them."""
-    decoded = [examples.decode(request) for request in requests]
-    dtypes = examples.input_dtypes(spec)
-    raw = {examples.CANDIDATE_COUNT: np.array([v[examples.CANDIDATE_COUNT][0] for v in decoded], "int64")}
-    n = max(raw[examples.CANDIDATE_COUNT]) + extra_padding
-
-    def padded(lists: list[list], size: int, dtype: tf.DType) -> np.ndarray:
-        filler = "" if dtype == tf.string else 0
-        return np.array([values + [filler] * (size - len(values)) for values in lists], dtype.as_numpy_dtype)
-
-    for group, feature in spec.feature_groups():
-        dtype = dtypes[feature.name]
-        lists = [values[feature.name] for values in decoded]
-        if group != "candidate":
-            raw[feature.name] = padded(lists, 1, dtype)[:, 0]
-        elif feature.type == "categorical_set":
-            raw[feature.name] = _padded_sets(decoded, feature.name, n)
-        else:
-            raw[feature.name] = padded(lists, n, dtype)
-    for sequence in spec.sequences:
-        parts = (*sequence.features, *sequence.feedback)
-        lists = {part: [values[sequence_key(sequence.name, part)] for values in decoded] for part in parts}
-        lengths = [len(values) for values in lists[parts[0]]]
-        raw[examples.length_key(sequence.name)] = np.array(lengths, "int64")
-        for part in parts:
-            key = sequence_key(sequence.name, part)
-            raw[key] = padded(lists[part], max(lengths) + extra_padding, dtypes[key])
-    return raw
-
-
-def _padded_sets(decoded: list[dict], name: str, n: int) -> np.ndarray:
-    widest = max((length for values in decoded for length in values[examples.length_key(name)]), default=0)
-    sets = np.full((len(decoded), n, widest), "", object)
-    for row, values in enumerate(decoded):
-        members = iter(values[name])
-        for column, length in enumerate(values[examples.length_key(name)]):
-            sets[row, column, :length] = [next(members) for _ in range(length)]
-    return sets
-
-
-def _constants(spec, raw: dict[str, np.ndarray], keys) -> dict[str, tf.Tensor]:
-    dtypes = examples.input_dtypes(spec)
-    return {
-        key: tf.constant(
-            raw[key].tolist() if raw[key].dtype == object else raw[key], _dtype(dtypes, key), raw[key].shape
-        )
-        for key in keys
-    }
-
-
-def _dtype(dtypes, key):
-    return dtypes.get(key, tf.int64)
 
 
 def _batches(requests: list[bytes]) -> Iterator[list[bytes]]:
@@ -123,20 +54,20 @@ def _is_candidate_input(spec, key: str) -> bool:
 
 
 def _rank(small, signatures, batch, extra_padding=0):
-    raw = _raw_inputs(small.spec, batch, extra_padding)
-    return signatures["rank"](**_constants(small.spec, raw, raw))
+    raw = raw_inputs(small.spec, batch, extra_padding)
+    return signatures["rank"](**constants(small.spec, raw, raw))
 
 
 def _rank_in_two_steps(small, signatures, batch):
-    raw = _raw_inputs(small.spec, batch)
+    raw = raw_inputs(small.spec, batch)
     users = [key for key in raw if not _is_candidate_input(small.spec, key)]
-    cache = signatures["encode_context"](**_constants(small.spec, raw, users))
-    others = _constants(small.spec, raw, [key for key in raw if key not in users])
+    cache = signatures["encode_context"](**constants(small.spec, raw, users))
+    others = constants(small.spec, raw, [key for key in raw if key not in users])
     return signatures["rank_with_context"](**{name: tf.constant(value) for name, value in cache.items()}, **others)
 
 
 def test_every_signature_gives_the_trainers_scores(small, exported, signatures):
-    requests = _requests(small)
+    requests = request_examples(small)
     trained = _trainers_probabilities(small, exported[0])
     by_signature: dict[str, dict[str, list]] = {}
     for batch in _batches(requests):
@@ -168,7 +99,7 @@ def _trainers_probabilities(small, model) -> np.ndarray:
 
 
 def test_score_is_the_formula(small, signatures):
-    answer = signatures["serving_default"](examples=tf.constant(_requests(small)[:20]))
+    answer = signatures["serving_default"](examples=tf.constant(request_examples(small)[:20]))
     present = answer["candidate_mask"] > 0
     np.testing.assert_allclose(
         answer["score"][present], (answer["buy"] * answer["save"] ** 0.5)[present], rtol=1e-5, atol=1e-7
@@ -176,7 +107,7 @@ def test_score_is_the_formula(small, signatures):
 
 
 def test_padding_of_a_client_changes_nothing(small, signatures):
-    batch = _requests(small)[:9]
+    batch = request_examples(small)[:9]
     plain, padded = _rank(small, signatures, batch), _rank(small, signatures, batch, extra_padding=3)
     n = plain["score"].shape[1]
     for key, values in plain.items():
@@ -185,17 +116,17 @@ def test_padding_of_a_client_changes_nothing(small, signatures):
 
 
 def test_context_does_not_depend_on_candidates_or_request_context(small, signatures):
-    spec, batch = small.spec, _requests(small)[:5]
-    raw = _raw_inputs(spec, batch)
+    spec, batch = small.spec, request_examples(small)[:5]
+    raw = raw_inputs(spec, batch)
     users = [key for key in raw if not _is_candidate_input(spec, key)]
-    cache = signatures["encode_context"](**_constants(spec, raw, users))
+    cache = signatures["encode_context"](**constants(spec, raw, users))
     assert all(name.startswith("cache_") for name in cache)
     assert all(len(value) == len(batch) for value in cache.values())
 
 
 def test_users_without_history_and_single_candidates(small, signatures):
     spec = small.spec
-    raw = _raw_inputs(spec, _requests(small)[:4])
+    raw = raw_inputs(spec, request_examples(small)[:4])
     for sequence in spec.sequences:
         raw[examples.length_key(sequence.name)][:] = 0
         for part in (*sequence.features, *sequence.feedback):
@@ -205,13 +136,13 @@ def test_users_without_history_and_single_candidates(small, signatures):
     for group, feature in spec.feature_groups():
         if group == "candidate":
             raw[feature.name] = raw[feature.name][:, :1]
-    answer = signatures["rank"](**_constants(spec, raw, raw))
+    answer = signatures["rank"](**constants(spec, raw, raw))
     assert answer["score"].shape == (4, 1)
     assert np.isfinite(answer["score"]).all()
 
 
 def test_a_request_without_candidates_gets_no_scores_and_spoils_no_other(small, signatures):
-    requests = _requests(small)[:3]
+    requests = request_examples(small)[:3]
     empty = tf.train.Example.FromString(requests[0])
     for group, feature in small.spec.feature_groups():
         if group == "candidate":
@@ -228,7 +159,7 @@ def test_a_request_without_candidates_gets_no_scores_and_spoils_no_other(small, 
 
 
 def test_unknown_and_missing_values_are_scored(small, signatures):
-    request = tf.train.Example.FromString(_requests(small)[0])
+    request = tf.train.Example.FromString(request_examples(small)[0])
     request.features.feature["user"].bytes_list.value[0] = b"never seen"
     request.features.feature["age"].float_list.value[0] = float("nan")
     del request.features.feature["device"]
@@ -238,7 +169,7 @@ def test_unknown_and_missing_values_are_scored(small, signatures):
 
 def test_transform_features_are_transforms(small, signatures):
     transformed = next(iter(request_batches(small.spec, small.transformed["test"], 10_000)))[0]
-    served = signatures["transform_features"](examples=tf.constant(_requests(small)))
+    served = signatures["transform_features"](examples=tf.constant(request_examples(small)))
     expected = {**transformed["user"], **transformed["context"]}
     for sequence, parts in transformed["sequences"].items():
         expected.update({sequence_key(sequence, part): values for part, values in parts.items()})
@@ -247,36 +178,6 @@ def test_transform_features_are_transforms(small, signatures):
     assert set(served) == set(expected)
     for key, values in expected.items():
         np.testing.assert_allclose(served[key], values.numpy(), atol=TOLERANCE, err_msg=key)
-
-
-def test_stock_tensorflow_runs_it_in_a_fresh_process(small, exported, signatures, tmp_path):
-    requests = _requests(small)[:6]
-    (tmp_path / "requests.txt").write_text(json.dumps([request.hex() for request in requests]))
-    program = """
-import json, sys
-import numpy as np, tensorflow as tf
-requests = [bytes.fromhex(text) for text in json.load(open(sys.argv[2]))]
-graph = tf.Graph()
-with tf.compat.v1.Session(graph=graph) as session:  # what TF Serving does
-    meta = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
-    signature = meta.signature_def["serving_default"]
-    outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
-    answer = session.run(outputs, {signature.inputs["examples"].name: requests})
-assert not {"transform", "trainer", "serving", "tensorflow_transform"} & set(sys.modules), "stock TensorFlow only"
-print(json.dumps({name: np.asarray(value).tolist() for name, value in answer.items()}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, exported[1], str(tmp_path / "requests.txt")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    fresh = json.loads(done.stdout.splitlines()[-1])
-    expected = signatures["serving_default"](examples=tf.constant(requests))
-    assert set(fresh) == set(expected)
-    for key, values in expected.items():
-        np.testing.assert_allclose(fresh[key], values, atol=TOLERANCE)
 
 
 def test_export_brings_its_spec_and_leaves_nothing_half_written(small, exported):

@@ -17,6 +17,9 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
+from serving.export import version_folders
+from serving.server_config import write_server_config
+
 UNFINISHED = ".unfinished-"
 
 
@@ -24,7 +27,8 @@ class AtomicPusherExecutor(executor.Executor):
     """Copies a blessed model beside its destination and renames it, unless the newest version is that model already.
 
     TFX's executor copies in place, so that a server which polls the folder, or a push that was killed, can meet half a
-    model. Versions are Unix seconds, as TF Serving expects of a folder's name, and rise.
+    model. Versions are Unix seconds, as TF Serving expects of a folder's name, and rise. TF Serving's configuration
+    files, beside the model's folder, follow.
     """
 
     def Do(  # noqa: N802
@@ -47,12 +51,12 @@ class AtomicPusherExecutor(executor.Executor):
         for name in tf.io.gfile.listdir(base):
             if name.startswith(UNFINISHED):  # of a push that was killed
                 tf.io.gfile.rmtree(os.path.join(base, name))
-        there = [int(name.rstrip("/")) for name in tf.io.gfile.listdir(base) if name.rstrip("/").isdigit()]
-        newest = os.path.join(base, str(max(there))) if there else None
+        there = version_folders(base)
+        newest = os.path.join(base, there[-1]) if there else None
         if newest and _same_model(newest, model_path):
-            self._MarkPushed(pushed, pushed_destination=newest, pushed_version=os.path.basename(newest))
+            self._publish(pushed, newest)
             return
-        version = max([int(time.time()), *(number + 1 for number in there)])
+        version = max([int(time.time()), *(int(name) + 1 for name in there)])
         unfinished = os.path.join(base, f"{UNFINISHED}{uuid.uuid4().hex[:8]}")
         path = os.path.join(base, str(version))
         try:
@@ -61,7 +65,12 @@ class AtomicPusherExecutor(executor.Executor):
         except Exception:  # a full disk, say
             tf.io.gfile.rmtree(unfinished)
             raise
-        self._MarkPushed(pushed, pushed_destination=path, pushed_version=str(version))
+        self._publish(pushed, path)
+
+    def _publish(self, pushed: types.Artifact, path: str) -> None:
+        """Tells TF Serving and ML Metadata which version is the newest."""
+        write_server_config(os.path.dirname(path))
+        self._MarkPushed(pushed, pushed_destination=path, pushed_version=os.path.basename(path))
 
 
 def _same_model(one: str, other: str) -> bool:
