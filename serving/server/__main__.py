@@ -7,10 +7,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import fields
-from types import FrameType
 
 from transform.environment import prepare_environment
 
@@ -18,6 +16,8 @@ prepare_environment()
 
 from serving.server.options import ServerOptions
 from transform.errors import UserError
+
+_STOP = {signal.SIGTERM, signal.SIGINT}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,27 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when the operator has something to correct.
     """
-    options = _parse(argv)
+    # Blocked before there are other threads, then waited for: a handler runs in the main thread alone, which a signal
+    # that another thread gets does not wake.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    try:
+        return _serve(_parse(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(options: ServerOptions) -> int:
     from serving.server.model_server import ModelServer  # TensorFlow: seconds, which --help need not take
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("serving").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it advises another loader than TF Serving's
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    try:
-        server = ModelServer(options)
-        server.start()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    server = ModelServer(options)
+    server.start()
     print(server, flush=True)
-    stop.wait()
+    signal.sigwait(_STOP)
     if not server.stop():
         logging.getLogger("serving").warning("requests under way were not answered in time")
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import grpc
@@ -13,7 +14,7 @@ from serving.server.errors import RequestError
 from serving.server.loaded_version import LoadedVersion
 from serving.server.metrics import Metrics
 from serving.server.signature import Arrays, Signature
-from serving.server.work_queue import WorkQueue
+from serving.server.work_queue import NO_DEADLINE, WorkQueue, late
 
 
 @dataclass
@@ -77,7 +78,9 @@ class Batcher:
             self._close(key)
         self._waiting += 1
         try:
-            return await answer
+            return await asyncio.wait_for(answer, None if deadline == NO_DEADLINE else deadline - time.monotonic())
+        except asyncio.TimeoutError as error:
+            raise late() from error
         finally:
             self._waiting -= 1
 
@@ -109,7 +112,7 @@ class Batcher:
     ) -> None:
         """Tries one request of a batch that was refused: the fault may be another's."""
         try:
-            if len(batch.requests) == 1:
+            if len(batch.requests) == 1 or not _is_invalid(error):
                 raise error
             work = self._work.run(lambda: batch.version.run(batch.signature, inputs), deadline, bounded=False)
             result = await work
@@ -125,12 +128,20 @@ class Batcher:
         outputs = batch.version.run(batch.signature, joined)
         for name, array in outputs.items():
             if array.ndim == 0 or len(array) != batch.rows:
-                raise ValueError(f"output `{name}` has not a row for each of the inputs'")
+                raise RequestError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"output `{name}` of signature `{batch.signature.name}`: a row for each of the inputs' is expected "
+                    f"where requests are joined. Received: shape {list(array.shape)} for {batch.rows} rows.",
+                )
         ends = np.cumsum([rows for _, rows, _, _ in batch.requests])
         return [
             {name: array[end - rows : end] for name, array in outputs.items()}
             for (_, rows, _, _), end in zip(batch.requests, ends, strict=True)
         ]
+
+
+def _is_invalid(error: Exception) -> bool:
+    return isinstance(error, RequestError) and error.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

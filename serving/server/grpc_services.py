@@ -99,12 +99,7 @@ class GrpcServices:
             deadline = NO_DEADLINE if remaining is None else time.monotonic() + remaining
             try:
                 with self._metrics.request("grpc", name) as asked:
-                    try:
-                        request = request_type.FromString(body)
-                    except DecodeError as error:
-                        raise invalid(
-                            f"{request_type.__name__}: a whole message is expected. Received: {error}."
-                        ) from error
+                    request = _parsed(request_type, body)
                     response = await method(asked, request, deadline)
                 return response.SerializeToString()
             except RequestError as error:
@@ -135,6 +130,17 @@ def statuses(predictor: Predictor, name: str, number: int | None, label: str | N
     """
     model = predictor.model(name)
     return model.statuses(model.number_of(label) if label is not None else number)
+
+
+def _parsed(request_type: Any, body: bytes) -> Any:
+    request = request_type()
+    try:
+        consumed = request.ParseFromString(body)
+    except DecodeError as error:
+        raise invalid(f"{request_type.__name__}: a whole message is expected. Received: {error}.") from error
+    if consumed != len(body):  # the parser of older protobuf stops at some faults without an error
+        raise invalid(f"{request_type.__name__}: a whole message is expected. Received: faults after byte {consumed}.")
+    return request
 
 
 def _model(spec: Any) -> tuple[str, int | None, str | None]:

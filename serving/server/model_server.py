@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from serving.server.authorization import Authorization
 from serving.server.batcher import Batcher
 from serving.server.batching_parameters import BatchingParameters
-from serving.server.errors import ServerError
+from serving.server.errors import RequestError, ServerError
 from serving.server.grpc_services import MODEL_SERVICE, PREDICTION_SERVICE, GrpcServices
 from serving.server.metrics import Metrics
 from serving.server.model_config import model_configs
@@ -97,13 +97,13 @@ class ModelServer:
             Whether all were answered in time.
         """
         self._stopping.set()
-        if self._poller.is_alive():
-            self._poller.join()
         self._run(self._drain())
+        if self._poller.ident is not None:
+            self._poller.join(self._options.shutdown_grace_seconds)  # it may be loading a version
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        idle = self._work.close()
+        idle = self._work.close() and not self._poller.is_alive()
         if idle:
             for model in self.models:
                 model.close()
@@ -124,11 +124,10 @@ class ModelServer:
             f"{model.config.name} ({', '.join(str(version.number) for version in model.available) or 'no version yet'})"
             for model in self.models
         ]
-        scheme, host = "https" if self._options.ssl_cert_file else "http", self._options.host
-        return (
-            f"Serving {', '.join(versions)}: gRPC on {host}:{self.grpc_port}, REST on {scheme}://{host}:{self.rest_port}"
-            f"{', with a token' if self._authorization else ''}."
-        )
+        scheme = "https" if self._options.ssl_cert_file else "http"
+        on_grpc, on_rest = (_address(self._options.host, port) for port in (self.grpc_port, self.rest_port))
+        with_token = ", with a token" if self._authorization else ""
+        return f"Serving {', '.join(versions)}: gRPC on {on_grpc}, REST on {scheme}://{on_rest}{with_token}."
 
     # === In the loop's thread ===
 
@@ -170,7 +169,7 @@ class ModelServer:
         self._rest_task = asyncio.create_task(self._rest.serve(sockets=[rest_socket]))
 
     def _add_port(self, server: grpc.aio.Server) -> int:
-        address = f"{self._options.host}:{self._options.port}"
+        address = _address(self._options.host, self._options.port)
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(address)
@@ -213,7 +212,7 @@ class ModelServer:
             self._tell_health()
 
     def _tell_health(self) -> None:
-        self._run(self._set_health(self._predictor.ready))
+        self._run(self._set_health(self._predictor.ready and not self._stopping.is_set()))
 
 
 def _check_loaded(model: ModelVersions) -> None:
@@ -222,7 +221,7 @@ def _check_loaded(model: ModelVersions) -> None:
         return
     try:
         newest = model.statuses()[0]
-    except Exception:
+    except RequestError:
         logger.warning("model %s: no version in %s yet", model.config.name, model.config.base_path)
         return
     raise ServerError(
@@ -231,18 +230,22 @@ def _check_loaded(model: ModelVersions) -> None:
     )
 
 
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _bound(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(
-            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-        )  # named, or asyncio leaves Nagle's delay on
+        # The protocol is named, or asyncio leaves Nagle's delay on.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         return bound
     except (OSError, OverflowError) as error:
         raise ServerError(
-            f"--rest_api_port: a free port of this machine is expected. Received: {host}:{port}, {error}. Give another."
+            "--rest_api_port: a free port of this machine is expected. "
+            f"Received: {_address(host, port)}, {error}. Give another."
         ) from error
 
 

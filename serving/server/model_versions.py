@@ -135,8 +135,6 @@ class ModelVersions:
         """Unloads everything. No request may be under way."""
         for number in list(self._available):
             self._retire(number)
-        for version in self._draining:
-            version.in_flight = 0
         self._close_drained()
 
     def _folders(self) -> dict[int, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from serving.server.errors import ServerError
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -45,6 +48,12 @@ class ServerOptions:
     )
     tensorflow_intra_op_parallelism: int = _flag(0, "threads within an operation; 0 leaves it to TensorFlow")
     tensorflow_inter_op_parallelism: int = _flag(0, "operations at a time; 0 leaves it to TensorFlow")
+
+    def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+                raise ServerError(f"--{option.name}: a number of at least 0 is expected. Received: {value}.")
 
     @property
     def threads(self) -> int:

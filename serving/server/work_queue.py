@@ -62,6 +62,7 @@ class WorkQueue:
         # The piece stays in the count until a thread has dropped it: the pool holds it, and its request, until then.
         try:
             future = asyncio.wrap_future(self._pool.submit(self._work, work, deadline, abandoned))
+            future.add_done_callback(_retrieve)
         except RuntimeError as error:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down") from error
         try:
@@ -95,3 +96,9 @@ class WorkQueue:
 def late() -> RequestError:
     """The error of a request whose deadline has passed."""
     return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "the request's deadline passed before it was answered")
+
+
+def _retrieve(future: asyncio.Future) -> None:
+    """Asyncio would log that an abandoned future's exception was never retrieved."""
+    if not future.cancelled():
+        future.exception()
