@@ -97,7 +97,7 @@ class GrpcTransport(Transport):
         try:
             return method(request, timeout=timeout, metadata=self._headers)
         except grpc.RpcError as error:
-            code, details = error.code(), error.details()
+            code, details = error.code(), error.details() or ""
             kind = _ERRORS.get(code, RankingUnavailable)
             if "message larger than max" in details:  # RESOURCE_EXHAUSTED too, but will be so again
                 kind = RequestError

@@ -16,6 +16,7 @@ from serving.client.deadline import Deadline
 from serving.client.errors import RankingUnavailable, RequestError, VersionGone
 from serving.client.lru_context_cache import LruContextCache
 from serving.client.model_interface import (
+    CANDIDATE_COUNT,
     ENCODE_CONTEXT,
     RANK,
     RANK_WITH_CONTEXT,
@@ -188,13 +189,13 @@ class Ranker:
 
         inputs, count = model.candidate_inputs(context, candidates)
         if not count:
-            return _ranking(model, {name: np.zeros((1, 0), np.float32) for name in (*model.tasks, SCORE)}, False)
+            return _ranking(model, {name: np.zeros((1, 0), np.float32) for name in (*model.tasks, SCORE)}, 0, False)
         in_parts = count > self.max_candidates
         carried = self._carries_contexts(model, who is not None, in_parts)
         if in_parts:
             model.signature(SUMMARIZE_CANDIDATES)  # before anything is sent
         elif who is None or not carried:
-            return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), False)
+            return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), count, False)
         key = None if who is None else ContextKey(model.model, model.version, *who)
         known = self.cache.get(key) if key else None
         encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
@@ -204,11 +205,11 @@ class Ranker:
             outputs = self._rank_in_parts(model, predict, {**encoded, **inputs})
         else:
             outputs = predict(RANK_WITH_CONTEXT, {**encoded, **inputs})
-        return _ranking(model, outputs, known is not None)
+        return _ranking(model, outputs, count, known is not None)
 
     def _rank_in_parts(self, model: ModelInterface, predict: Predict, inputs: Tensors) -> Tensors:
         """Two passes: each part is summarized alone, then scored beside the summaries of all."""
-        parts = model.in_parts(inputs, self.max_candidates)
+        parts = list(model.in_parts(inputs, self.max_candidates))
         states = list(self._pool.map(lambda part: predict(SUMMARIZE_CANDIDATES, part), parts))
         summary = {
             name: np.concatenate([state[name] for state in states], axis=1)
@@ -216,7 +217,11 @@ class Ranker:
             if name.startswith(SUMMARY_PREFIX)
         }
         outputs = list(self._pool.map(lambda state: predict(SCORE_SUMMARY, {**inputs, **state, **summary}), states))
-        return {name: np.concatenate([output[name] for output in outputs], axis=1) for name in outputs[0]}
+        sizes = [int(part[CANDIDATE_COUNT][0]) for part in parts]
+        return {
+            name: np.concatenate([o[name][:, :size] for o, size in zip(outputs, sizes, strict=True)], axis=1)
+            for name in outputs[0]
+        }
 
     def _carries_contexts(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
         """Whether contexts can be sent. If not, the log says so once where they are wanted; needed, it is an error."""
@@ -232,10 +237,11 @@ class Ranker:
         return not dtypes
 
 
-def _ranking(model: ModelInterface, outputs: Tensors, cached: bool) -> Ranking:
-    score = outputs[SCORE][0]
+def _ranking(model: ModelInterface, outputs: Tensors, count: int, cached: bool) -> Ranking:
+    """Cut to the candidates: a server that joins requests answers each in the length of the longest."""
+    score = outputs[SCORE][0, :count]
     return Ranking(
-        tasks={task: outputs[task][0] for task in model.tasks},
+        tasks={task: outputs[task][0, :count] for task in model.tasks},
         score=score,
         order=np.argsort(-score, kind="stable"),
         version=model.version,

@@ -101,7 +101,7 @@ class RestTransport(Transport):
             ) from error
         except httpx.TransportError as error:
             raise TransientFailure(
-                f"{self.address}: a server is expected. Received: {error or type(error).__name__}. "
+                f"{self.address}: a server is expected. Received: {str(error).rstrip('.') or type(error).__name__}. "
                 "Start it, or correct the address."
             ) from error
         if response.status_code != 200:

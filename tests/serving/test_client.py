@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,11 +25,10 @@ from serving.client import (
     rest_transport,
 )
 from serving.client.__main__ import main
-from serving.export import ASSETS_EXTRA, export_model
+from serving.export import ASSETS_EXTRA
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 from serving.warmup import WARMUP_FILE
-from trainer.models.registry import build_model
 from transform import examples
 
 TOLERANCE = 1e-5
@@ -41,38 +39,40 @@ TWO_STEPS = ["encode_context", "rank_with_context"]
 
 
 @pytest.fixture(scope="module")
-def folder(small, tmp_path_factory):
+def folder(served, tmp_path_factory):
     """A model's folder with two versions: 2 has other weights."""
-    folder = tmp_path_factory.mktemp("export")
-    export(small, folder / "1")
+    folder = tmp_path_factory.mktemp("versions")
+    shutil.copytree(served.path, folder / "1")
     (folder / "1" / ASSETS_EXTRA / WARMUP_FILE).unlink()  # which takes longer than all else here
     shutil.copytree(folder / "1", folder / "2")
     random, prefix = np.random.default_rng(2), str(folder / "2/variables/variables")
     saved = tf.train.load_checkpoint(prefix)
     values = {name: saved.get_tensor(name) for name in saved.get_variable_to_shape_map()}
-    values = {
-        name: value + random.normal(0, 0.1, value.shape).astype("f4") if getattr(value, "dtype", "") == "f4" else value
-        for name, value in values.items()
-    }
+    for name, value in values.items():
+        if getattr(value, "dtype", None) == np.float32:
+            values[name] = value + random.normal(0, 0.1, value.shape).astype(np.float32)
     tf.raw_ops.SaveV2(
         prefix=prefix, tensor_names=list(values), shape_and_slices=[""] * len(values), tensors=list(values.values())
     )
     return folder
 
 
-def export(small, path):
-    keras.utils.set_random_seed(3)
-    model = build_model(small.spec.model, small.inputs())
-    random = np.random.default_rng(3)
-    for variable in model.trainable_variables:  # far from the start, where all scores are alike
-        variable.assign(variable + random.normal(0, 0.3, variable.shape))
-    export_model(small.spec, model, small.transform_output.transform_features_layer(), str(path))
-
-
 @pytest.fixture(scope="module")
-def real_server(folder):
+def real_server(folder, tmp_path_factory):
+    files = tmp_path_factory.mktemp("config")
+    config, batching = files / "models.config", files / "batching_parameters.txt"
+    config.write_text(
+        f'model_config_list {{ config {{ name: "{MODEL}" base_path: "{folder}" model_platform: "tensorflow" '
+        'model_version_policy { all {} } version_labels { key: "stable" value: 1 } } }'
+    )
+    batching.write_text("pad_variable_length_inputs: true")
     options = ServerOptions(
-        model_name=MODEL, model_base_path=str(folder), version_policy="all", port=0, rest_api_port=0, num_threads=2
+        model_config_file=str(config),
+        enable_batching=True,  # answers are as long as the longest that is joined
+        batching_parameters_file=str(batching),
+        port=0,
+        rest_api_port=0,
+        num_threads=2,
     )
     with ModelServer(options) as server:
         yield server
@@ -201,16 +201,14 @@ def test_columns_are_rows(models, ranker, serialized, request_of_many):
 
 
 def test_a_long_list_is_ranked_in_parts_as_it_would_be_at_once(small, server, address, ranker, serialized):
-    request = as_request(small.spec, serialized[0], copies=60)
-    count = len(request["candidates"])
-    assert count > 60
+    request = as_request(small.spec, serialized[2], copies=6)
+    assert len(request["candidates"]) == 36
     whole = ranker.rank(**request)
-    with Ranker(address, MODEL, **CALM, max_candidates=25) as in_parts:
+    with Ranker(address, MODEL, **CALM, max_candidates=10) as in_parts:
         for ranking in (in_parts.rank(**request, **WHO), in_parts.rank(**request, **WHO), in_parts.rank(**request)):
             assert_scores(ranking, {**whole.tasks, "score": whole.score})
             np.testing.assert_array_equal(ranking.order, whole.order)
-    parts = -(-count // 25)
-    assert server.calls.count("summarize_candidates") == server.calls.count("score_summary") == 3 * parts
+    assert server.calls.count("summarize_candidates") == server.calls.count("score_summary") == 3 * 4
     assert server.calls.count("encode_context") == 2
 
 
@@ -227,16 +225,20 @@ def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, r
     assert server.calls.count("encode_context") == 3
 
 
-def test_threads_share_a_ranker(small, models, ranker, serialized):
-    requests = [as_request(small.spec, example) for example in serialized]
-    expected = [expected_scores(models, example) for example in serialized]
+def test_threads_share_a_ranker(small, models, address, ranker, serialized):
+    """Lists of many sizes, which the server joins, whole and in parts."""
+    requests = [as_request(small.spec, example, copies) for example, copies in zip(serialized, (1, 3, 6), strict=True)]
+    expected = [ranker.rank(**request) for request in requests]
+    with Ranker(address, MODEL, **CALM, max_candidates=10) as in_parts, ThreadPoolExecutor(8) as pool:
 
-    def work(n):
-        who = {"user_key": str(n % 3), "history_version": n // 30} if n % 2 else {}
-        assert_scores(ranker.rank(**requests[n % 3], **who), expected[n % 3])
+        def work(n):
+            who = {"user_key": str(n % 3), "history_version": n // 30} if n % 2 else {}
+            whole = expected[n % 3]
+            assert_scores(
+                (in_parts, ranker)[n % 4 // 2].rank(**requests[n % 3], **who), {**whole.tasks, "score": whole.score}
+            )
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(60)))
+        list(pool.map(work, range(72)))
 
 
 # === Versions ===
@@ -260,12 +262,12 @@ def test_a_swap_within_a_request_starts_it_again(models, server, ranker, seriali
 
 
 def test_a_swap_between_parts_starts_the_request_again(small, models, server, address, ranker, serialized):
-    request = as_request(small.spec, serialized[0], copies=60)
+    request = as_request(small.spec, serialized[2], copies=6)
 
     def swap():
         server.served = {2}
 
-    with Ranker(address, MODEL, **CALM, max_candidates=25) as in_parts:
+    with Ranker(address, MODEL, **CALM, max_candidates=10) as in_parts:
         in_parts.rank(**request, **WHO)
         server.faults = [None, None, None, None, swap]
         ranking = in_parts.rank(**request, **WHO)
@@ -309,6 +311,19 @@ def test_a_pinned_version_is_the_only_one(models, server, address, serialized, r
         assert_scores(ranker.rank(**request_of_many), expected_scores(models, serialized[2], version=1))
         server.served = {2}
         with pytest.raises(RankingUnavailable, match="Servable not found"):
+            ranker.rank(**request_of_many)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_label_is_followed(models, real_server, scheme, serialized, request_of_many):
+    port = real_server.grpc_port if scheme == "grpc" else real_server.rest_port
+    for arguments, version in (({"label": "stable"}, 1), ({}, 2)):
+        with Ranker(f"{scheme}://127.0.0.1:{port}", MODEL, **CALM, **arguments) as ranker:
+            ranking = ranker.rank(**request_of_many)
+        assert ranking.version == version
+        assert_scores(ranking, expected_scores(models, serialized[2], version))
+    with Ranker(f"{scheme}://127.0.0.1:{port}", MODEL, **CALM, label="none") as ranker:
+        with pytest.raises(RequestError, match="none"):
             ranker.rank(**request_of_many)
 
 
