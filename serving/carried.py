@@ -59,6 +59,6 @@ def unpack_summary(summary: Mapping[str, tf.Tensor], nothing: Mapping[str, tf.Te
     real = summary[PART][:, :, 1] > 0
 
     def unpacked(tensor: tf.Tensor, instead: tf.Tensor) -> tf.Tensor:
-        return tf.where(real[(..., *[None] * (len(tensor.shape) - 2))], tensor, instead)
+        return tf.where(real[(...,) + (None,) * (len(tensor.shape) - 2)], tensor, instead)
 
     return {name: unpacked(tensor, nothing[name]) for name, tensor in summary.items() if name != PART}

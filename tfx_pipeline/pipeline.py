@@ -29,7 +29,8 @@ from transform.spec import RankingSpec
 
 DATA_CODE = ("transform", "tfx_pipeline.components.impression_example_gen")
 TRANSFORM_CODE = ("transform", "tfx_pipeline.modules")
-TRAINER_CODE = ("transform", "trainer", "serving", "tfx_pipeline.modules")
+EXPORT_CODE = tuple(f"serving.{name}" for name in ("carried", "checks", "export", "raw_inputs", "signatures", "warmup"))
+TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.modules")
 EVALUATION_CODE = (
     "trainer.metrics",
     "tfx_pipeline.evaluation",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import grimp
 import numpy as np
 import pytest
 import small_problem
@@ -17,6 +19,7 @@ from tfx.types import standard_artifacts
 from tfx.utils.io_utils import SchemaReader
 
 from serving.export import ASSETS_EXTRA, SPEC_FILE
+from serving.server_config import MODELS_CONFIG
 from tfx_pipeline.code_version import code_version
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
@@ -24,7 +27,7 @@ from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import check_counts
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.pipeline import create_pipeline
+from tfx_pipeline.pipeline import EXPORT_CODE, create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.examples import raw_schema
 from transform.spec import RankingSpec
@@ -178,6 +181,16 @@ def test_push_is_whole_numeric_and_rising(tmp_path, spec):
         assert (base / name / ASSETS_EXTRA / SPEC_FILE).exists()
 
 
+def test_a_push_tells_tensorflow_serving(tmp_path, spec):
+    base = tmp_path / "serving" / "small"
+    for number in range(2):
+        push(AtomicPusherExecutor(), model_artifact(tmp_path, number, spec.with_seed(number)), True, base)
+    old, new = sorted(entry.name for entry in base.iterdir())
+    config = (base.parent / MODELS_CONFIG).read_text()
+    for label, version in (("stable", old), ("canary", new)):
+        assert re.search(rf'key: "{label}"\s+value: {version}\n', config)
+
+
 def test_pushing_the_newest_version_again_does_nothing_and_a_removed_one_comes_back(tmp_path, spec):
     base, models = tmp_path / "serving", [model_artifact(tmp_path, n, spec.with_seed(n)) for n in (1, 2)]
     for model in (models[0], models[0], models[1], models[0]):
@@ -265,7 +278,7 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
 
     expected = {
         "trainer.metrics": {"Evaluator", "Baselines"},
-        "serving": {"Trainer"},
+        "serving.signatures": {"Trainer"},
         "tfx_pipeline.extractors": {"Evaluator"},
     }
     for package, nodes in expected.items():
@@ -273,6 +286,11 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
         assert changed(before, cache_keys(spec, tmp_path)) == nodes, package
     monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited("transform"))
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
+
+
+def test_the_trainer_is_cached_by_all_that_its_export_runs_and_by_no_server():
+    graph = grimp.build_graph("serving")
+    assert set(EXPORT_CODE) == {"serving.export", *graph.find_upstream_modules("serving.export")}
 
 
 def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path, spec):

@@ -95,9 +95,10 @@ def test_a_spec_is_frozen():
         {"evaluation": {"metrics": ["auc"], "gates": {"click": {"tolerance": 0.1}}}},
         {"tasks.1.weight": 3.0},
         {"score": "click^0.2 * like"},
+        {"serving": {"max_candidates": 100}},
     ],
 )
-def test_data_part_does_not_depend_on_model_training_and_evaluation(changes):
+def test_data_part_does_not_depend_on_model_training_evaluation_and_serving(changes):
     assert toy_spec(changes) != toy_spec()
     assert toy_spec(changes).data_part().to_json() == toy_spec().data_part().to_json()
 
@@ -129,6 +130,12 @@ def test_data_part_is_a_spec_that_reads_back():
     part = toy_spec(RICH).data_part()
     assert RankingSpec.parse(part.to_json()) == part
     assert part.data_part() == part
+
+
+def test_warm_up_requests_stay_below_the_most_candidates():
+    assert toy_spec().serving.warmup_sizes == (1, 64, 512)
+    assert toy_spec({"serving": {"max_candidates": 64}}).serving.warmup_sizes == (1, 64)
+    assert toy_spec({"serving": {"warmup_candidates": [200, 10, 10]}}).serving.warmup_sizes == (10, 200)
 
 
 def test_with_seed_changes_the_seed_alone():
@@ -193,6 +200,23 @@ BROKEN = {
     "unknown key of an optional section": ({"data.past": {**PAST, "tiem": "x"}}, ["data.past.tiem", "`time`"]),
     "missing section": ({"tasks": REMOVE}, ["tasks: a value is expected", "Received: nothing", "Add the key `tasks`"]),
     "missing key": ({"split.eval": REMOVE}, ["split.eval", "Received: nothing", "Add the key `eval`"]),
+    "a request that would not be served": (
+        {"serving": {"max_candidates": 63}},
+        ["serving.max_candidates: at least request.max_candidates, 64,", "Received: 63. Raise it."],
+    ),
+    "a warm-up request that would be refused": (
+        {"serving": {"max_candidates": 100, "warmup_candidates": [1, 101]}},
+        ["serving: `warmup_candidates` of at most `max_candidates`, 100, are expected", "Received: "],
+    ),
+    "no warm-up request": ({"serving": {"warmup_candidates": []}}, ["serving.warmup_candidates", "at least 1"]),
+    "unknown dtype of the cache": (
+        {"serving": {"cache_dtype": "float8"}},
+        ["serving.cache_dtype: 'float32', 'float16' or 'bfloat16' is expected", 'Received: "float8"'],
+    ),
+    "a context feature that a served call has another meaning for": (
+        {"features.context.0.name": "state_of_mind"},
+        ["features.context[0].name: a name that the package does not use", "Received: `state_of_mind`"],
+    ),
     "no tasks": ({"tasks": []}, ["tasks: ", "at least 1", "Received: []"]),
     "wrong type": ({"features.user.0.dim": "wide"}, ["features.user[0].dim", "integer", 'Received: "wide"']),
     "text for a section": ({"request": "user"}, ["request: ", "Request", 'Received: "user"']),
