@@ -108,19 +108,22 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     baselines = Baselines(
         examples=examples, spec=data_json, code=code_version("tfx_pipeline.components.baselines", "trainer.metrics")
     )
-    serving_validator = ServingValidator(
-        model=trainer.outputs["model"],
-        model_run=trainer.outputs["model_run"],
-        transform_graph=transform.outputs["transform_graph"],
-        examples=examples,
-        **({"baseline": baseline.outputs["model"]} if baseline else {}),
-        code=code_version(*SERVING_CODE),
-        max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
-    )
+    serving_validator = None
+    if spec.evaluation.served_requests:
+        serving_validator = ServingValidator(
+            model=trainer.outputs["model"],
+            model_run=trainer.outputs["model_run"],
+            transform_graph=transform.outputs["transform_graph"],
+            examples=examples,
+            **({"baseline": baseline.outputs["model"]} if baseline else {}),
+            code=code_version(*SERVING_CODE),
+            requests=spec.evaluation.served_requests,
+            max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
+        )
     pusher = AtomicPusher(
         model=trainer.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
-        infra_blessing=serving_validator.outputs["blessing"],
+        infra_blessing=serving_validator.outputs["blessing"] if serving_validator else None,
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=config.serving_dir)
         ),
@@ -131,7 +134,8 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         components=[
             *(example_gen, statistics, schema_gen, validator, gate),
             *(transform, trainer, *([baseline] if baseline else []), evaluator, baselines),
-            *(serving_validator, pusher),
+            *([serving_validator] if serving_validator else []),
+            pusher,
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(config.metadata_path)

@@ -103,8 +103,8 @@ class RunData:
         run: Run.
         spec: RankingSpec. As the model was trained; what it was evaluated by is in `gates` and `metric_names`.
         blessed: bool. By its metrics.
-        serving: dict or None. What came of serving it, `serving_validation.ServingReport` and `blessed`; None for runs
-            of earlier versions.
+        serving: dict or None. What came of serving it, `serving_validation.ServingReport` and `blessed`; None where it
+            was not tried.
         pushed: str. Where the model was pushed; "" when it was not.
         model: str. The model's folder.
         baseline: str. The folder of the blessed model it was compared with; "" when there was none.
@@ -237,9 +237,9 @@ def _baseline(run: Run) -> str:
 
 
 def _serving(run: Run) -> dict[str, Any] | None:
-    return (
-        load_serving_report(run.uri("ServingValidator", "blessing")) if "ServingValidator" in run.components else None
-    )
+    if "ServingValidator" not in run.components:
+        return None
+    return load_serving_report(run.uri("ServingValidator", "blessing"))
 
 
 # === Data ===

@@ -39,6 +39,7 @@ TOLERANCE = 1e-5
 CACHE_TOLERANCES = {"float32": TOLERANCE, "float16": 5e-3, "bfloat16": 5e-2}  # by `serving.cache_dtype`
 CALL_SECONDS = 60.0
 REST_REQUESTS = 20  # JSON takes its time
+UNCOUNTED_CALLS = 20  # of `rank`, before its latency is measured
 BATCH_REQUESTS = 32
 
 Scores = dict[str, np.ndarray]
@@ -150,7 +151,7 @@ def _replay(
                 try:
                     compared = check.score(requests[: check.most])
                     report.checks.append(_compare(check, requests, compared, expected, report.problems))
-                except (RankingError, grpc.RpcError, httpx.HTTPError, KeyError, ValueError) as error:
+                except (RankingError, grpc.RpcError, httpx.HTTPError, LookupError, ValueError) as error:
                     report.problems.append(f"{check.signature} over {check.over}: {_words(error, server)}")
                     return  # one that has gone answers nothing else
             try:
@@ -163,15 +164,18 @@ def _replay(
 
 @contextmanager
 def _served(models: Mapping[str, str], folder: str) -> Iterator[ServerProcess]:
-    """A server of these models, each as version 1."""
+    """A server of these models, each as version 1; the baseline is not warmed up, as one signature of it is asked."""
     config = model_server_config_pb2.ModelServerConfig()
     for name, path in models.items():
         base = os.path.join(folder, name)
-        os.makedirs(base)
-        if os.path.isdir(path):
-            os.symlink(os.path.abspath(path), os.path.join(base, "1"))
-        else:  # of an object store
-            io_utils.copy_dir(path, os.path.join(base, "1"))
+        version = os.path.join(base, "1")
+        if not os.path.isdir(path):  # of an object store
+            io_utils.copy_dir(path, os.path.join(folder, f"{name}-copy"))
+            path = os.path.join(folder, f"{name}-copy")
+        os.makedirs(version)
+        for entry in os.listdir(path):
+            if name == CANDIDATE or entry != ASSETS_EXTRA:
+                os.symlink(os.path.join(os.path.abspath(path), entry), os.path.join(version, entry))
         config.model_config_list.config.add(name=name, base_path=base, model_platform="tensorflow")
     config_file = os.path.join(folder, "models.config")
     with open(config_file, "w", encoding="utf-8") as file:
@@ -310,7 +314,7 @@ def _replay_warmup(model: str, server: ServerProcess) -> int:
             stub.Predict(request, timeout=CALL_SECONDS)
             count += 1
     if not count:
-        raise DataError(f"records are expected in {path}. Received: none. Export the model again.")
+        raise DataError(f"at least one record is expected in {path}. Received: none. Export the model again.")
     return count
 
 
@@ -332,7 +336,7 @@ def _compare_latency(
                 for name in models
             }
             times = _times({name: {CANDIDATE: candidate, BASELINE: baseline}[name] for name in models}, calls)
-        except (RankingError, UserError, KeyError) as error:
+        except UserError as error:  # the blessed model may be of another version; the new one was asked before
             report.notes.append(f"latency: it could not be measured: {_words(error, server)}")
             return
     for name, milliseconds in times.items():
@@ -350,22 +354,21 @@ def _compare_latency(
 
 
 def _times(rankers: Mapping[str, Ranker], calls: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
-    """Milliseconds of each call of `rank`, of one model after the other, in turns; a first round is not counted."""
+    """Milliseconds of each call of `rank`, by model, which take turns."""
     times: dict[str, list[float]] = {name: [] for name in rankers}
-    for warm in (False, True):
-        for n in range(len(calls[CANDIDATE]) if warm else REST_REQUESTS):
-            for name in sorted(rankers, reverse=bool(n % 2)):
-                request = calls[name][n % len(calls[name])]
-                started = time.perf_counter()
-                rankers[name].rank(**request)
-                if warm:
-                    times[name].append(1000 * (time.perf_counter() - started))
+    for n in range(-UNCOUNTED_CALLS, len(calls[CANDIDATE])):
+        for name in sorted(rankers, reverse=bool(n % 2)):
+            request = calls[name][n % len(calls[name])]
+            started = time.perf_counter()
+            rankers[name].rank(**request)
+            if n >= 0:
+                times[name].append(1000 * (time.perf_counter() - started))
     return times
 
 
 def _words(error: Exception, server: ServerProcess) -> str:
-    """What went wrong on one line, and how the server is if it did not say so."""
-    if isinstance(error, RankingError | grpc.RpcError | httpx.HTTPError):
-        details = error.details() if isinstance(error, grpc.RpcError) else error
-        return f"scores are expected. Received: {' '.join(str(details).split())} ({server.how_it_goes()})."
-    return f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+    """What went wrong on one line, and how the server is."""
+    if isinstance(error, DataError):
+        return str(error)
+    details = error.details() if isinstance(error, grpc.RpcError) else f"{type(error).__name__}: {error}"
+    return f"scores are expected. Received: {' '.join(details.split())} ({server.how_it_goes()})."

@@ -170,7 +170,9 @@ def _print_verdict(run: dict[str, ComponentRun], evaluation: str, metrics: Evalu
 
 
 def _print_serving(run: dict[str, ComponentRun], console: Console) -> bool:
-    """Whether the model was served as it was trained."""
+    """Whether the model was served as it was trained, as far as that was tried."""
+    if "ServingValidator" not in run:
+        return True
     report = load_serving_report(run["ServingValidator"].output("blessing").uri)
     if report["blessed"]:
         console.print(f"Serving: {serving_words(report)}.", highlight=False)

@@ -38,8 +38,8 @@ def ServingValidator(  # noqa: N802
     examples: InputArtifact[standard_artifacts.Examples],
     blessing: OutputArtifact[standard_artifacts.InfraBlessing],
     code: Parameter[str],
+    requests: Parameter[int],
     baseline: InputArtifact[standard_artifacts.Model] = None,
-    requests: Parameter[int] = 200,
     start_seconds: Parameter[int] = 300,
     max_latency_ratio: Parameter[float] = 0.0,
 ) -> None:
@@ -55,8 +55,8 @@ def ServingValidator(  # noqa: N802
         examples: request examples with the split eval.
         blessing: the folder of `serving.json`, a `serving_validation.ServingReport` with `blessed`.
         code: a hash of this code, for the cache.
-        baseline: the blessed model, whose latency is measured beside.
         requests: the most requests to replay.
+        baseline: the blessed model, whose latency is measured beside.
         start_seconds: how long the server may take until it answers.
         max_latency_ratio: how many times the baseline's the median latency of `rank` may be; 0 for any.
     """
