@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -103,33 +104,29 @@ def validate_serving(
     Returns:
         The report.
     """
-    report = ServingReport()
     requests = [request for request in requests if examples.decode(request)[examples.CANDIDATE_COUNT][0]]
-    report.requests = len(requests)
-    report.candidates = sum(examples.decode(request)[examples.CANDIDATE_COUNT][0] for request in requests)
+    candidates = sum(examples.decode(request)[examples.CANDIDATE_COUNT][0] for request in requests)
+    report = partial(ServingReport, requests=len(requests), candidates=candidates)
     if not requests:
-        report.problems.append("requests: some with candidates are expected in the eval split. Received: none.")
-        return report
+        return report(["requests: some with candidates are expected in the eval split. Received: none."])
     expected = trainer_scores(requests)
-    unsound = [name for scores in expected for name, values in scores.items() if not np.isfinite(values).all()]
+    unsound = {name for scores in expected for name, values in scores.items() if not np.isfinite(values).all()}
     if unsound:
-        report.problems.append(
-            f"trainer: finite scores are expected. Received: others, of {', '.join(sorted(set(unsound)))}. "
+        problem = (
+            f"trainer: finite scores are expected. Received: others, of {', '.join(sorted(unsound))}. "
             "Lower the learning rate, or look for values in the data that are not finite."
         )
-        return report
-    models = {CANDIDATE: model, **({BASELINE: baseline} if baseline else {})}
-    try:
+        return report([problem])
+    failures: list[str] = []
+    both = [{CANDIDATE: model, BASELINE: baseline}] if baseline else []
+    for models in [*both, {CANDIDATE: model}]:
+        found = report(notes=[f"beside the blessed model: {failure}" for failure in failures])
         try:
-            _replay(models, requests, expected, limits, report)
+            _replay(models, requests, expected, limits, found)
+            return found
         except ServerError as error:
-            if not baseline:
-                raise
-            report.notes.append(f"beside the blessed model, {error}")
-            _replay({CANDIDATE: model}, requests, expected, limits, report)
-    except ServerError as error:
-        report.problems.append(str(error))
-    return report
+            failures.append(str(error))
+    return report(failures[-1:])
 
 
 def _replay(
@@ -139,7 +136,7 @@ def _replay(
     limits: Limits,
     report: ServingReport,
 ) -> None:
-    """Raises a ServerError when the server does not come up; what goes wrong later is a problem in the report."""
+    """Fills the report. Raises a ServerError when the server does not come up, or goes while latency is measured."""
     spec = load_spec(models[CANDIDATE])
     with tempfile.TemporaryDirectory() as folder, _served(models, folder) as server:
         report.start_seconds = round(server.wait_until_up(limits.start_seconds), 1)
@@ -337,8 +334,10 @@ def _compare_latency(
             }
             times = _times({name: {CANDIDATE: candidate, BASELINE: baseline}[name] for name in models}, calls)
         except UserError as error:  # the blessed model may be of another version; the new one was asked before
-            report.notes.append(f"latency: it could not be measured: {_words(error, server)}")
+            report.notes.append(f"latency: it could not be measured: {error}")
             return
+        except RankingError as error:
+            raise ServerError(f"rank: {_words(error, server)}") from error
     for name, milliseconds in times.items():
         median, p95 = np.quantile(milliseconds, (0.5, 0.95)).round(3).tolist()
         report.rank_latency_ms[name] = {"median": median, "p95": p95}

@@ -153,7 +153,7 @@ def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(good, tmp
     report = validate(good, tmp_path / "broken")
     assert report.problems == []
     (note,) = report.notes
-    assert "beside the blessed model, server: " in note and "variables.index is missing" in note
+    assert "beside the blessed model: server: " in note and "variables.index is missing" in note
     assert (report.requests, report.candidates) == (24, 60), "a request without candidates has no scores"
     asked = {(check["signature"], check["over"]): check["requests"] for check in report.checks}
     assert asked == {
