@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-ops lint docs bench-attention bench-train bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
+.PHONY: help setup demo serve test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-ops lint docs bench-attention bench-train bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ setup: $(STAMP)  ## Make .venv from the locked requirements (once)
 
 demo: $(STAMP)  ## Run the pipeline on the sample data: from an impression log to a pushed model
 	$(PY) -m tfx_pipeline.local_runner --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)" $(if $(SEED),--seed "$(SEED)")
+
+serve: $(STAMP)  ## Serve the model that `make demo` pushed, and say how to ask it (PORT, REST_PORT)
+	$(PY) -m tfx_pipeline.serve --spec "$(SPEC)" --output "$(OUT)" $(if $(PORT),--port "$(PORT)") $(if $(REST_PORT),--rest_api_port "$(REST_PORT)")
 
 test: $(STAMP)  ## Run the tests
 	$(PY) -m pytest -n 2 --dist loadfile tests

@@ -106,6 +106,8 @@ MOMENTS = (  # in the order in which the components run: each start gets as far 
     Moment("latest_blessed_model", "model found, not yet published", _RESOLVED),
     Moment("Evaluator", "shards written, not in place", _SHARDS),
     Moment("Evaluator", _DONE, _PUBLISH),
+    Moment("ServingValidator", "the server is up, all was asked", "tfx_pipeline.serving_validation:_replay_warmup"),
+    Moment("ServingValidator", _DONE, _PUBLISH),
     Moment("AtomicPusher", "two files copied", "tfx.dsl.io.fileio:copy", 3),
     Moment("AtomicPusher", "version in place, not yet published", _PUBLISH),
 )

@@ -66,6 +66,7 @@ def model_card(data: RunData) -> dict[str, Any]:
             "gates": [_gate(data, judgement.task) for judgement in judge(data)],
             "popularity_baseline": data.popularity,
         },
+        "serving": data.serving,
         "considerations": {"limitations": _limitations(data)},
         "spec": spec,
     }

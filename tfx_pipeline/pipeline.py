@@ -16,6 +16,7 @@ from tfx_pipeline.components.atomic_pusher import AtomicPusher
 from tfx_pipeline.components.baselines import Baselines
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
+from tfx_pipeline.components.serving_validator import ServingValidator
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation import eval_config
@@ -31,6 +32,10 @@ DATA_CODE = ("transform", "tfx_pipeline.components.impression_example_gen")
 TRANSFORM_CODE = ("transform", "tfx_pipeline.modules")
 EXPORT_CODE = tuple(f"serving.{name}" for name in ("carried", "checks", "export", "raw_inputs", "signatures", "warmup"))
 TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.modules")
+SERVING_CODE = (
+    *("transform", "trainer", "serving"),
+    *("tfx_pipeline.serving_validation", "tfx_pipeline.components.serving_validator"),
+)
 EVALUATION_CODE = (
     "trainer.metrics",
     "tfx_pipeline.evaluation",
@@ -44,7 +49,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     """Puts the components together.
 
     ImpressionExampleGen -> StatisticsGen -> SpecSchema -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
-    -> latest blessed model -> Evaluator -> Pusher, and Baselines beside them.
+    -> latest blessed model -> Evaluator and ServingValidator -> Pusher, and Baselines beside them.
 
     Every component that runs this project's code gets the part of the spec that it depends on and a hash of that code,
     so that its cache is right: equal inputs are not run again, an edit always is.
@@ -103,9 +108,22 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     baselines = Baselines(
         examples=examples, spec=data_json, code=code_version("tfx_pipeline.components.baselines", "trainer.metrics")
     )
+    serving_validator = None
+    if spec.evaluation.served_requests:
+        serving_validator = ServingValidator(
+            model=trainer.outputs["model"],
+            model_run=trainer.outputs["model_run"],
+            transform_graph=transform.outputs["transform_graph"],
+            examples=examples,
+            **({"baseline": baseline.outputs["model"]} if baseline else {}),
+            code=code_version(*SERVING_CODE),
+            requests=spec.evaluation.served_requests,
+            max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
+        )
     pusher = AtomicPusher(
         model=trainer.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=serving_validator.outputs["blessing"] if serving_validator else None,
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=config.serving_dir)
         ),
@@ -115,7 +133,9 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         pipeline_root=config.pipeline_root,
         components=[
             *(example_gen, statistics, schema_gen, validator, gate),
-            *(transform, trainer, *([baseline] if baseline else []), evaluator, baselines, pusher),
+            *(transform, trainer, *([baseline] if baseline else []), evaluator, baselines),
+            *([serving_validator] if serving_validator else []),
+            pusher,
         ],
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(config.metadata_path)
@@ -136,6 +156,7 @@ def _baseline(target: str, candidate: BaseChannel) -> resolver.Resolver | None:
     strategy = LatestBlessedModelStrategy
     if target == "tfx":
         strategy, known["candidate"] = BlessedBaselineStrategy, candidate
+        known["infra_blessing"] = Channel(type=standard_artifacts.InfraBlessing)
     return resolver.Resolver(strategy_class=strategy, **known).with_id(RESOLVER_ID)
 
 

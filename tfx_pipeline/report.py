@@ -106,7 +106,7 @@ def render(data: RunData, card: dict[str, Any]) -> str:
     import jinja2
 
     from tfx_pipeline import verdict
-    from tfx_pipeline.summary import NOTED_COUNTS, metric_title, slice_order
+    from tfx_pipeline.summary import NOTED_COUNTS, metric_title, serving_words, slice_order
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tfx_pipeline"),
@@ -123,6 +123,7 @@ def render(data: RunData, card: dict[str, Any]) -> str:
         consequence=verdict.consequence(data),
         judgements=verdict.judge(data),
         is_better=verdict.is_better,
+        serving_words=serving_words,
         slice_name=verdict.slice_name,
         slices=sorted((place for place in data.metrics.candidate if place), key=slice_order),
         pictures=_pictures(data),

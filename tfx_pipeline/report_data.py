@@ -20,6 +20,7 @@ from serving.export import load_spec
 from tfx_pipeline.components.anomaly_gate import read_anomalies
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
+from tfx_pipeline.components.serving_validator import load_serving_report
 from tfx_pipeline.evaluation import (
     EvaluationMetrics,
     Failure,
@@ -101,7 +102,9 @@ class RunData:
     Attributes:
         run: Run.
         spec: RankingSpec. As the model was trained; what it was evaluated by is in `gates` and `metric_names`.
-        blessed: bool.
+        blessed: bool. By its metrics.
+        serving: dict or None. What came of serving it, `serving_validation.ServingReport` and `blessed`; None where it
+            was not tried.
         pushed: str. Where the model was pushed; "" when it was not.
         model: str. The model's folder.
         baseline: str. The folder of the blessed model it was compared with; "" when there was none.
@@ -124,6 +127,7 @@ class RunData:
     run: Run
     spec: RankingSpec
     blessed: bool
+    serving: dict[str, Any] | None
     pushed: str
     model: str
     baseline: str
@@ -141,6 +145,11 @@ class RunData:
     training: dict[str, Any] | None
     losses: dict[str, Losses]
     gradients: list[dict[str, Any]]
+
+    @property
+    def servable(self) -> bool:
+        """Whether the model could be served, as far as that was tried."""
+        return self.serving is None or self.serving["blessed"]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -200,6 +209,7 @@ def _collect(run: Run) -> RunData:
         run=run,
         spec=spec,
         blessed=blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) == 1,
+        serving=_serving(run),
         pushed=pushed.get_string_custom_property("pushed_destination"),
         model=model,
         baseline=_baseline(run),
@@ -224,6 +234,12 @@ def _baseline(run: Run) -> str:
     resolved = run.components.get(RESOLVER_ID)
     models = resolved.outputs.get("model", []) if resolved else []
     return models[0].uri if models else ""
+
+
+def _serving(run: Run) -> dict[str, Any] | None:
+    if "ServingValidator" not in run.components:
+        return None
+    return load_serving_report(run.uri("ServingValidator", "blessing"))
 
 
 # === Data ===

@@ -16,6 +16,7 @@ from tfx.components.evaluator import constants
 from tfx_pipeline.components.anomaly_gate import read_anomalies
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
+from tfx_pipeline.components.serving_validator import load_serving_report
 from tfx_pipeline.evaluation import EvaluationMetrics, load_failures, load_metrics, load_not_gated
 from tfx_pipeline.runs import ComponentRun
 from transform.impressions import SPLITS
@@ -157,14 +158,43 @@ def _print_verdict(run: dict[str, ComponentRun], evaluation: str, metrics: Evalu
     console.print(Text("BLESSED" if blessed else "NOT BLESSED", style="bold"), f"({compared})", highlight=False)
     for failure in load_failures(evaluation):
         console.print(f"  {failure}", highlight=False)
+    served = _print_serving(run, console)
     pushed = run["AtomicPusher"].output("pushed_model")
     model = pushed.get_string_custom_property("pushed_destination")
-    if not blessed or not model:
+    if not (blessed and served and model):
         console.print("Model: not pushed; the one in production stays.", highlight=False, soft_wrap=True)
     elif not tf.io.gfile.exists(os.path.join(model, "saved_model.pb")):
         console.print(f"Model: was pushed to {model}, but is no longer there.", highlight=False, soft_wrap=True)
     else:
         console.print(f"Model: {shown_path(model)}", highlight=False, soft_wrap=True)
+
+
+def _print_serving(run: dict[str, ComponentRun], console: Console) -> bool:
+    """Whether the model was served as it was trained, as far as that was tried."""
+    if "ServingValidator" not in run:
+        return True
+    report = load_serving_report(run["ServingValidator"].output("blessing").uri)
+    if report["blessed"]:
+        console.print(f"Serving: {serving_words(report)}.", highlight=False)
+    else:
+        console.print(Text("NOT SERVABLE", style="bold"), "(serving the new model failed)", highlight=False)
+    for line in (*report["problems"], *(f"note: {note}" for note in report["notes"])):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    return report["blessed"]
+
+
+def serving_words(report: dict[str, Any]) -> str:
+    """What a model did that was served as it was trained, in half a sentence."""
+    largest = max(check["largest_difference"] for check in report["checks"])
+    words = (
+        f"{report['requests']:,} requests of the eval split scored by every signature as in training, within "
+        f"{largest:.0e}"
+    )
+    for model, name in (("candidate", "rank takes"), ("baseline", "the blessed model's")):
+        if model in report["rank_latency_ms"]:
+            latency = report["rank_latency_ms"][model]
+            words += f"; {name} {latency['median']:.1f} ms (median), {latency['p95']:.1f} ms (p95)"
+    return words
 
 
 def shown_path(path: str) -> str:

@@ -38,7 +38,9 @@ def headline(data: RunData) -> str:
         others = dict.fromkeys(failure.task for failure in data.failures if failure.task not in worse)
         parts = [f"{_listed([*worse])} got worse"] if worse else []
         parts += [f"{_listed([*others])} did not pass"] if others else []
-        return "Not blessed: " + "; ".join(parts)
+        return "Not blessed: " + "; ".join([*parts, *([] if data.servable else ["serving it failed"])])
+    if not data.servable:
+        return "Not pushed: blessed by its metrics, but serving it failed"
     if not data.baseline:
         return "Blessed: every gated task keeps its bound"
     return "Blessed: no gated task got worse than its gate allows"
@@ -46,7 +48,7 @@ def headline(data: RunData) -> str:
 
 def consequence(data: RunData) -> str:
     """What follows from the verdict, and what it rests on."""
-    if not data.blessed:
+    if not (data.blessed and data.servable):
         pushed = "Nothing was pushed; the model in production stays."
     else:
         pushed = f"Pushed to {data.pushed}." if data.pushed else "Nothing was pushed."

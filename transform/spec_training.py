@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
 from transform.spec_sections import Name, Section
 
@@ -149,6 +158,13 @@ class Evaluation(Section):
         examples=[{"default": {"minimum": 0.5}, "like": {"metric": "normalized_entropy", "maximum": 1.0}}],
     )
     """By task, what it must reach; `default` is for all tasks without a gate of their own."""
+
+    served_requests: NonNegativeInt = Field(200, examples=[50])
+    """With how many requests of the eval split the exported model is served, and held to the trainer's scores, before
+    it may be pushed. 0: it is pushed without."""
+    max_latency_ratio: PositiveFloat | None = Field(None, examples=[1.5])
+    """How many times as long as the blessed model's the median latency of `rank` may be, when both are served and asked
+    the same in turns. Reported in any case; what else the machine does meanwhile tells in it. `null`: any."""
 
     def gate(self, task: str) -> Gate:
         """The gate of a task: its own, or the default one."""

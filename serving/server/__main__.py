@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: ServerOptions) -> int:
+    if options.exit_with_stdin:
+        threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
     from serving.server.model_server import ModelServer  # TensorFlow: seconds, which --help need not take
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -56,6 +59,12 @@ def _serve(options: ServerOptions) -> int:
         sys.stdout.flush()
         os._exit(0)  # a thread that TensorFlow holds can't be joined
     return 0
+
+
+def _exit_with_stdin() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)  # nobody is left to wait for an orderly end
 
 
 def _parse(argv: Sequence[str] | None) -> ServerOptions:

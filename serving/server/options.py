@@ -46,6 +46,7 @@ class ServerOptions:
     auth_token_file: str = _flag(
         "", "a file with a token that requests must bear (default: ONERANK_SERVER_TOKEN of the environment, if set)"
     )
+    exit_with_stdin: bool = _flag(False, "exit when standard input ends: a child that does not outlive its parent")
     tensorflow_intra_op_parallelism: int = _flag(0, "threads within an operation; 0 leaves it to TensorFlow")
     tensorflow_inter_op_parallelism: int = _flag(
         0, "operations at a time; 0 leaves it to TensorFlow, -1 runs each request in its own thread"

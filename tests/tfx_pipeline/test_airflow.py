@@ -105,10 +105,10 @@ def test_the_dag_loads_with_its_defaults(bags):
     assert dag["catchup"] is False
     assert (dag["max_active_runs"], dag["max_active_tasks"]) == (1, 1)
     assert (dag["retries"], dag["retry_delay"]) == ([2], [300.0])
-    assert dag["upstream"]["AtomicPusher"] == ["Evaluator", "Trainer"]
+    assert dag["upstream"]["AtomicPusher"] == ["Evaluator", "ServingValidator", "Trainer"]
     assert "latest_blessed_model" in dag["upstream"]["Evaluator"]
     assert dag["upstream"]["report"] == ["AtomicPusher", "Baselines"], "all others lie before these"
-    assert len(dag["upstream"]) == 12
+    assert len(dag["upstream"]) == 13
 
 
 @needs_airflow

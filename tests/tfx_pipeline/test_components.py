@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import grimp
@@ -57,8 +58,11 @@ def blessing(number: int, of_model: int, blessed: bool) -> standard_artifacts.Mo
     return artifact
 
 
-def baseline_of(candidate: int, models: dict[int, standard_artifacts.Model], blessings: list) -> list[int]:
+def baseline_of(
+    candidate: int, models: dict[int, standard_artifacts.Model], blessings: list, served: Sequence = ()
+) -> list[int]:
     given = {"model": list(models.values()), "model_blessing": blessings, "candidate": [models[candidate]]}
+    given["infra_blessing"] = list(served)
     return [model.id for model in BlessedBaselineStrategy().resolve_artifacts(None, given)["model"]]
 
 
@@ -69,6 +73,16 @@ def test_baseline_is_the_latest_blessed_model_other_than_the_candidate(tmp_path,
     assert baseline_of(2, models, [blessing(11, 1, True)]) == [1]
     assert baseline_of(3, models, [blessing(11, 1, True), blessing(12, 2, False)]) == [1]
     assert baseline_of(3, models, [blessing(12, 2, True), blessing(13, 1, True)]) == [1], "blessed last, not made last"
+
+
+def test_a_model_that_was_blessed_but_not_served_is_no_baseline(tmp_path, spec):
+    """It was never pushed: the model before it is still the one that is live."""
+    models, blessings = {n: model_artifact(tmp_path, n, spec) for n in (1, 2, 3)}, [blessing(11, 1, True)]
+    blessings.append(blessing(12, 2, True))
+    refused, accepted = blessing(21, 2, False), blessing(22, 2, True)
+    assert baseline_of(3, models, blessings, [refused]) == [1]
+    assert baseline_of(3, models, blessings, [refused, accepted]) == [2], "the last word counts"
+    assert baseline_of(3, models, blessings) == [2], "of models that were not served nothing is known"
 
 
 def test_a_model_of_other_tasks_or_inputs_is_no_baseline(tmp_path, spec, caplog):
@@ -264,6 +278,8 @@ def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec)
     assert changed(before, cache_keys(spec.with_seed(7), tmp_path)) == {"Trainer"}
     evaluation = cache_keys(after(evaluation={"slices": [["brand"]]}), tmp_path)
     assert changed(before, evaluation) == {"Evaluator"}
+    served = {**small_problem.SPEC["evaluation"], "served_requests": 50}
+    assert changed(before, cache_keys(after(evaluation=served), tmp_path)) == {"ServingValidator"}
     split = {**small_problem.SPEC["split"], "train": [1, 4]}
     data = changed(before, cache_keys(after(split=split), tmp_path))
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= data
@@ -279,6 +295,8 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     expected = {
         "trainer.metrics": {"Evaluator", "Baselines"},
         "serving.signatures": {"Trainer"},
+        "serving": {"Trainer", "ServingValidator"},
+        "tfx_pipeline.serving_validation": {"ServingValidator"},
         "tfx_pipeline.extractors": {"Evaluator"},
     }
     for package, nodes in expected.items():

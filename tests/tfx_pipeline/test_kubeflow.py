@@ -24,7 +24,7 @@ IMAGE = "images.example/onerank:7"
 ENTRY = ["python", "-m", "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"]
 NODES = {
     *("ImpressionExampleGen", "StatisticsGen", "SpecSchema", "ExampleValidator", "AnomalyGate", "Transform"),
-    *("Trainer", "Evaluator", "Baselines", "AtomicPusher"),
+    *("Trainer", "Evaluator", "Baselines", "ServingValidator", "AtomicPusher"),
 }
 RESOLVERS = {"latest_blessed_model-model-blessing-resolver", "latest_blessed_model-model-resolver"}
 MOVING = {"by": "day", "date_format": "YYYYMMDD", "train": [-6, -2], "eval": [-1, -1], "test": [0, 0]}
@@ -92,6 +92,9 @@ def test_the_baseline_is_what_the_target_can_find(compiled):
     source = vertex["Evaluator"]["inputs"]["artifacts"]["baseline_model"]["taskOutputArtifact"]
     assert source["producerTask"] in RESOLVERS
     assert "baseline_model" not in kubeflow["Evaluator"]["inputs"]["artifacts"]
+    assert "baseline" in vertex["ServingValidator"]["inputs"]["artifacts"]
+    assert "baseline" not in kubeflow["ServingValidator"]["inputs"]["artifacts"]
+    assert "infra_blessing" in kubeflow["AtomicPusher"]["inputs"]["artifacts"]
 
 
 def test_parameters_carry_the_spec_and_the_paths(compiled):
@@ -133,7 +136,7 @@ def test_the_image_holds_all_code_that_the_job_names(compiled, tmp_path):
     named |= {parameters(compiled["vertex"], "Trainer")["run_fn"]}
     named |= {parameters(compiled["vertex"], "Evaluator")["module_path"] + ".custom_extractors"}
     own = sorted(name for name in named if not name.startswith("tfx."))
-    assert len(own) == 8
+    assert len(own) == 9
     for name in own:
         module, attribute = name.rsplit(".", 1)
         source = packed.read(module.replace(".", "/") + ".py").decode()
@@ -160,7 +163,7 @@ def test_a_mistake_gets_one_message_and_no_job(changes, extra, said, tmp_path, c
 
 def test_what_differs_is_said(tmp_path, capsys):
     spec = small_problem.write_spec(tmp_path / "small.yaml")
-    for target, nodes in (("vertex", 12), ("kubeflow", 10)):
+    for target, nodes in (("vertex", 13), ("kubeflow", 11)):
         assert main(arguments(spec, tmp_path / f"{target}.json", target)) == 0
         printed = capsys.readouterr().out
         assert f"note: {NOTES[target]}" in printed

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import small_problem
 from conftest import repository
-from test_pipeline import run, states
+from test_pipeline import UNSERVED, run, states
 
 from tfx_pipeline.run_lock import LOCK_FILE, run_lock
 from transform.errors import PipelineError, find_user_error
@@ -97,7 +97,7 @@ def test_a_run_that_was_killed_is_taken_up_where_it_was(tmp_path):
 
     data, output = small_problem.write_data(tmp_path / "data"), tmp_path / "out"
     training = {**small_problem.SPEC["training"], "checkpoint_every": 4, "epochs": 2}
-    spec = small_problem.write_spec(tmp_path / "small.yaml", training=training)
+    spec = small_problem.write_spec(tmp_path / "small.yaml", training=training, evaluation=UNSERVED)
     arguments = ["--spec", str(spec), "--data", str(data)]
     killed = killed_in("Trainer", "trainer.diagnostics:GradientProbe.before_step", 7, output, *arguments)
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr

@@ -86,7 +86,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(first: Path) -> Path:
     """The folder with a second run, which learned nothing of `save`."""
     tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    run(small_problem.write_spec(first.parent / "worse.yaml", tasks=tasks), first.parent / "data", first)
+    unserved = {**small_problem.SPEC["evaluation"], "served_requests": 0}
+    spec = small_problem.write_spec(first.parent / "worse.yaml", tasks=tasks, evaluation=unserved)
+    run(spec, first.parent / "data", first)
     return first
 
 

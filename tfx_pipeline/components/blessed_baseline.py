@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 from ml_metadata.metadata_store import MetadataStore
 from tfx import types
@@ -25,12 +26,13 @@ class BlessedBaselineStrategy(resolver.ResolverStrategy):
     TFX's LatestBlessedModelStrategy gives a candidate that was blessed before itself as its baseline: a second run on
     the same data would then evaluate and push the same model again. Leaving the candidate out keeps the Evaluator's
     inputs, and so its cache, as they were. A model whose inputs or tasks are not among the candidate's can't be
-    evaluated on the same examples and is passed over with a notice.
+    evaluated on the same examples and is passed over with a notice, and so is, without one, a model that could not be
+    served: it was blessed by its metrics, but never pushed.
 
     Airflow's runner gives the models of all runs as candidates: this run's is the one that was put out last.
 
-    Inputs: `model` and `model_blessing` (all there are) and `candidate` (this run's). Outputs: the same keys, with one
-    model and its blessing, or none.
+    Inputs: `model`, `model_blessing` and `infra_blessing` (all there are) and `candidate` (this run's). Outputs: the
+    same keys, with one model and its blessings, or none.
     """
 
     def resolve_artifacts(
@@ -38,16 +40,25 @@ class BlessedBaselineStrategy(resolver.ResolverStrategy):
     ) -> dict[str, list[types.Artifact]]:
         """Chooses the baseline."""
         candidate = _newest_output(store, input_dict["candidate"])
-        blessings = {
-            blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY): blessing
-            for blessing in sorted(input_dict["model_blessing"], key=lambda blessing: blessing.id)
-            if blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) == 1
-        }
+        blessings = _by_model(blessing for blessing in input_dict["model_blessing"] if _is_blessed(blessing))
+        served = _by_model(input_dict.get("infra_blessing", ()))
         blessed = [model for model in input_dict["model"] if model.id in blessings and model.id != candidate.id]
         for model in sorted(blessed, key=lambda model: blessings[model.id].id, reverse=True):
-            if _comparable(model, candidate):
-                return {"model": [model], "model_blessing": [blessings[model.id]], "candidate": [candidate]}
-        return {"model": [], "model_blessing": [], "candidate": [candidate]}
+            of_serving = [served[model.id]] if model.id in served else []
+            if all(map(_is_blessed, of_serving)) and _comparable(model, candidate):
+                of_model = {"model_blessing": [blessings[model.id]], "infra_blessing": of_serving}
+                return {"model": [model], **of_model, "candidate": [candidate]}
+        return {"model": [], "model_blessing": [], "infra_blessing": [], "candidate": [candidate]}
+
+
+def _by_model(blessings: Iterable[types.Artifact]) -> dict[int, types.Artifact]:
+    """The last blessing, or refusal, of each model."""
+    ordered = sorted(blessings, key=lambda blessing: blessing.id)
+    return {b.get_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY): b for b in ordered}
+
+
+def _is_blessed(blessing: types.Artifact) -> bool:
+    return blessing.get_int_custom_property(constants.ARTIFACT_PROPERTY_BLESSED_KEY) == 1
 
 
 def _newest_output(store: MetadataStore | None, models: list[types.Artifact]) -> types.Artifact:
