@@ -18,7 +18,7 @@ export TF_USE_LEGACY_KERAS := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-ops lint docs bench-attention bench-train bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
+.PHONY: help setup demo serve test setup-airflow setup-newest airflow-test kubeflow-test test-newest test-asan fuzz-ops lint docs bench-attention bench-train bench-serving bench-serving-load bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,12 @@ bench-attention: $(STAMP)  ## The attention's kernels and their rivals: speed, m
 
 bench-train: $(STAMP)  ## OneRank's training step: attention's kernels, XLA, bfloat16, Keras's own layers
 	$(BENCH).train --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/train.json
+
+bench-serving: $(STAMP)  ## Requests to an exported OneRank: kept contexts, repeated histories, the embedded server, skew
+	$(BENCH).serving --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving.json
+
+bench-serving-load: $(STAMP)  ## Ten minutes of load on the embedded server while versions come; then it is killed, and gets broken versions
+	$(BENCH).serving_load --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving_load.json
 
 bench-lightgbm: $(STAMP)  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
 	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"

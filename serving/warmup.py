@@ -35,7 +35,7 @@ def warmup_requests(
     known = [request for request in decoded if request[examples.CANDIDATE_COUNT][0]] or [_made_up(spec)]
     seen: set[bytes] = set()
     for index, size in enumerate(spec.serving.warmup_sizes):
-        request = _with_candidates(spec, known[index % len(known)], size)
+        request = with_candidates(spec, known[index % len(known)], size)
         tensors = {name: tf.constant(values) for name, values in raw_values(spec, request).items()}
         tensors["examples"] = tf.constant([examples.encode(request).SerializeToString(deterministic=True)])
         for signature, function in signatures.items():
@@ -67,8 +67,17 @@ def _made_up(spec: RankingSpec) -> dict[str, list[Any]]:
     return {**values, **full}
 
 
-def _with_candidates(spec: RankingSpec, request: Mapping[str, list[Any]], size: int) -> dict[str, list[Any]]:
-    """The request with so many candidates: its own, again and again."""
+def with_candidates(spec: RankingSpec, request: Mapping[str, list[Any]], size: int) -> dict[str, list[Any]]:
+    """A request with so many candidates: its own, again and again.
+
+    Args:
+        spec: RankingSpec.
+        request: mapping. A request example's lists by key, of at least one candidate.
+        size: int. N.
+
+    Returns:
+        The lists by key of what a model reads.
+    """
     places = list(islice(cycle(range(request[examples.CANDIDATE_COUNT][0])), size))
     values = {key: request.get(key, []) for key in examples.input_dtypes(spec)}
     for feature in spec.candidate_features():

@@ -1,0 +1,93 @@
+"""Requests as each way into a served model takes them, of any size, and models to send them to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from benchmarks.prepare import Prepared
+from serving.export import export_model
+from serving.raw_inputs import sequence_keys
+from serving.warmup import with_candidates
+from trainer.models.base import RankingModel
+from trainer.models.registry import build_model
+from transform import examples
+from transform.spec import RankingSpec
+
+Lists = Mapping[str, list[Any]]
+
+# === Requests ===
+
+
+def joined(spec: RankingSpec, requests: Sequence[bytes]) -> dict[str, list[Any]]:
+    """One request: user and context of the first of some request examples, events and candidates of all."""
+    decoded = [examples.decode(request) for request in requests]
+    keys = [key for sequence in spec.sequences for key in sequence_keys(sequence)]
+    for feature in spec.candidate_features():
+        keys.append(feature.name)
+        if feature.type == "categorical_set":
+            keys.append(examples.length_key(feature.name))
+    lists = {key: [value for values in decoded for value in values.get(key, ())] for key in keys}
+    count = sum(values[examples.CANDIDATE_COUNT][0] for values in decoded)
+    return {**decoded[0], **lists, examples.CANDIDATE_COUNT: [count]}
+
+
+def sized(spec: RankingSpec, request: Lists, events: int, candidates: int) -> dict[str, list[Any]]:
+    """A request with so many events in each sequence and so many candidates: its own, again and again."""
+    keys = [key for sequence in spec.sequences for key in sequence_keys(sequence)]
+    history = {key: list(islice(cycle(request[key]), events)) for key in keys}
+    return with_candidates(spec, {**request, **history}, candidates)
+
+
+def ranker_arguments(spec: RankingSpec, request: Lists) -> dict[str, Any]:
+    """A request as `serving.client.Ranker.rank` takes it."""
+    single: dict[str, dict[str, Any]] = {"user": {}, "context": {}}
+    candidates: dict[str, list[Any]] = {}
+    for group, feature in spec.feature_groups():
+        values = list(request.get(feature.name, ()))
+        if group != "candidate":
+            single[group][feature.name] = values[0] if values else None
+        elif feature.type == "categorical_set":
+            ends = list(accumulate(request.get(examples.length_key(feature.name), ()), initial=0))
+            candidates[feature.name] = [values[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        else:
+            candidates[feature.name] = values
+    sequences = {
+        sequence.name: {
+            part: list(request.get(examples.sequence_key(sequence.name, part), ()))
+            for part in (*sequence.features, *sequence.feedback)
+        }
+        for sequence in spec.sequences
+    }
+    return {**single, "sequences": sequences, "candidates": candidates}
+
+
+# === Models ===
+
+
+def random_model(prepared: Prepared, by: float, seed: int = 1) -> RankingModel:
+    """A model with random weights, further from zero than where a training starts, so that scores differ.
+
+    Args:
+        prepared: Prepared. Whose spec says which model.
+        by: float. The standard deviation of what is added to each weight.
+        seed: int.
+    """
+    keras.utils.set_random_seed(seed)
+    model = build_model(prepared.spec.model, prepared.inputs)
+    random = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        variable.assign(variable + random.normal(0, by, variable.shape))
+    return model
+
+
+def export(prepared: Prepared, model: RankingModel, path: Path, requests: Sequence[bytes] = ()) -> None:
+    """Exports a model as the pipeline does; `requests` warm up the server."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    preprocess = prepared.transform_output.transform_features_layer()
+    export_model(prepared.spec, model, preprocess, str(path), requests)
