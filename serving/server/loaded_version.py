@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.server.errors import RequestError, invalid, of_tensorflow
+from serving.server.errors import RequestError, of_tensorflow
 from serving.server.options import ServerOptions
 from serving.server.signature import Arrays, Signature
 
@@ -87,10 +87,8 @@ class LoadedVersion:
         feeds = {spec.tensor: inputs[name] for name, spec in signature.inputs.items()}
         try:
             return self._session.run(self._fetches[signature.name], feeds)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             raise of_tensorflow(error) from error
-        except UnicodeDecodeError as error:  # TensorFlow quotes bytes of the request in its message, and fails at that
-            raise invalid(ascii(error.object.decode(errors="replace"))) from error
 
     def warm(self) -> None:
         """Says that warm-up is over: shapes count as new from here on."""

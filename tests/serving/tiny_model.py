@@ -55,6 +55,7 @@ class Tiny(tf.Module):
             "limited": named(self._limited, x=([None, None], f32)),
             "gate": named(self._gate, path=([None], text)),
             "uneven": named(self._uneven, x=([None], f32)),
+            "number": named(lambda text: {"number": tf.strings.to_number(text)}, text=([None], text)),
         }
 
     def _scaled(self, x):
