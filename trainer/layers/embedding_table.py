@@ -29,7 +29,7 @@ class EmbeddingTable(keras.layers.Embedding):
 
     def call(self, inputs: Any) -> Any:
         """The rows."""
-        table = getattr(self.embeddings, "_value", None)  # not `value`, which precision may cast, all of it
+        table: Any = getattr(self.embeddings, "_value", None)  # not `value`, which precision may cast, all of it
         if not hasattr(table, "sparse_read"):  # no variable of TensorFlow's
             return super().call(inputs)
         return ops.cast(table.sparse_read(ops.cast(inputs, "int32")), self.compute_dtype)
