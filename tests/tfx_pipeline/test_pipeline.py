@@ -62,6 +62,9 @@ def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     assert len(pushed) == 1 and pushed[0].isdigit()
     assert str(output / "serving" / "small" / pushed[0]) in first.stdout
     assert (output / "serving" / "small" / pushed[0] / "saved_model.pb").exists()
+    assert (output / "serving" / "small" / pushed[0] / "assets.extra" / "tf_serving_warmup_requests").exists()
+    beside = {"small", "models.config", "batching_parameters.txt", "monitoring.config"}
+    assert set(os.listdir(output / "serving")) == beside
     for task in ("buy", "save", "share"):
         assert f"│ {task} " in first.stdout
     assert "price=[100, 200)" in first.stdout, "numeric slices are readable ranges"
