@@ -101,8 +101,8 @@ class RankingSignatures(tf.Module):
     def _score_summary(self, inputs: Tensors) -> Tensors:
         rules = [SameSize(Axis(name, 0), Axis(CANDIDATE_MASK, 0), "requests") for name in inputs]
         rules += [SameSize(Axis(name, 1), Axis(CANDIDATE_MASK, 1), "candidates") for name in self._state_specs]
-        first = next(iter(self._summary_specs), None)
-        rules += [SameSize(Axis(name, 1), Axis(first, 1), "parts") for name in self._summary_specs if first]
+        first = next(iter(self._summary_specs), "")
+        rules += [SameSize(Axis(name, 1), Axis(first, 1), "parts") for name in self._summary_specs]
         inputs = check_sizes(inputs, rules)
         cache, batch = self._with_context(inputs)
         summary = unpack_summary(_without_prefix(SUMMARY_PREFIX, inputs, self._summary_specs), self._nothing)

@@ -41,8 +41,14 @@ class Small:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small_plain(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small problem, where a module has more than one as `small`."""
     return _prepared(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small(small_plain: Small) -> Small:
+    return small_plain
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +85,14 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """One that takes no more than 40 candidates; its warm-up requests are made of requests of the test split."""
+def served(small_plain: Small, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A model that takes no more than 40 candidates; its warm-up requests are made of requests of the test split."""
     import tensorflow as tf
 
-    serving = small.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
-    records = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP").take(2)]
-    return export(small, small.spec.model_copy(update={"serving": serving}), tmp_path_factory.mktemp("served"), records)
+    serving = small_plain.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
+    spec = small_plain.spec.model_copy(update={"serving": serving})
+    records = [record.numpy() for record in tf.data.TFRecordDataset(small_plain.raw["test"], "GZIP").take(2)]
+    return export(small_plain, spec, tmp_path_factory.mktemp("served"), records)
 
 
 def export(small: Small, spec: RankingSpec, folder: Path, requests: Any = ()) -> Served:

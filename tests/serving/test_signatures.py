@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 BATCH = 7  # does not divide the number of requests, and pads
 
 
-@pytest.fixture(scope="module", params=["small", "small_counting"])
+@pytest.fixture(scope="module", params=["small_plain", "small_counting"])
 def small(request):
     """Every test is run without counting features and with them."""
     return request.getfixturevalue(request.param)
