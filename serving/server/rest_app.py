@@ -161,12 +161,9 @@ class RestApp:
         parts, size, most = [], 0, self._options.max_request_bytes
         async for part in request.stream():
             size += len(part)
-            if size <= most:
-                parts.append(part)
-            else:  # the rest is read, or the client would see a broken connection instead of the answer
-                parts.clear()
-        if size > most:
-            raise _TooLarge(f"body: at most {most} bytes are expected. Received: {size} bytes.")
+            if size > most:
+                raise _TooLarge(f"body: at most {most} bytes are expected. Received: more.")
+            parts.append(part)
         return b"".join(parts)
 
     def _seconds(self, request: Request) -> float:

@@ -52,7 +52,7 @@ class WorkQueue:
         Raises:
             RequestError: RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED, whether the work had begun or not.
         """
-        if bounded and self.waiting >= self._most_waiting:
+        if bounded and self._unfinished >= self._threads + self._most_waiting:
             raise RequestError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._most_waiting} requests wait already. Try again later."
             )

@@ -315,6 +315,11 @@ def test_a_full_queue_refuses_and_goes_on(base, tmp_path):
         assert client.predict(request(x=floats(1)))
 
 
+def test_without_a_queue_a_free_thread_still_answers(base):
+    with serving(base, num_threads=1, max_queue=0) as server:
+        assert Client(server.grpc_port).predict(request(x=floats(1)))
+
+
 def test_a_client_that_gives_up_is_counted(base, tmp_path):
     gate = Gate(tmp_path / "gate")
     with serving(base) as server:
