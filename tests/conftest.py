@@ -6,6 +6,7 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ class Served:
     spec: RankingSpec
     model: Any
     path: str
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The SavedModel, read again."""
+        import tensorflow as tf
+
+        return tf.saved_model.load(self.path)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from raw_requests import call, joined_request, part_of, request_examples
 
 from serving.raw_inputs import raw_values
@@ -46,7 +45,7 @@ def assert_own_answers(function, requests: list[dict], with_first_value: bool) -
 
 @pytest.fixture(scope="module")
 def signatures(served):
-    return tf.saved_model.load(served.path).signatures
+    return served.loaded.signatures
 
 
 @pytest.fixture(scope="module")

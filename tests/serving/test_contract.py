@@ -94,8 +94,7 @@ def asked_elsewhere(path: str, calls: list, folder) -> tuple[list[predict_pb2.Pr
 
 def test_stock_tensorflow_answers_as_the_trainer_scores(small, served, tmp_path):
     spec, records = served.spec, request_examples(small)
-    loaded = tf.saved_model.load(served.path)
-    recorded = Recorded(loaded.signatures)
+    recorded = Recorded(served.loaded.signatures)
     call(recorded["serving_default"], {"examples": np.array(records, object)})
     call(recorded["transform_features"], {"examples": np.array(records[:3], object)})
     for record in records[:3]:
@@ -112,7 +111,7 @@ def test_stock_tensorflow_answers_as_the_trainer_scores(small, served, tmp_path)
     refused = [("rank", {**raw, **change}) for change, _ in wrong]
     answers, warmed_up = asked_elsewhere(served.path, [*recorded.calls, *refused], tmp_path)
 
-    assert {name for name, *_ in recorded.calls} == set(warmed_up) == set(loaded.signatures)
+    assert {name for name, *_ in recorded.calls} == set(warmed_up) == set(served.loaded.signatures)
     for (signature, _, expected), answer in zip(recorded.calls, answers[: -len(wrong)], strict=True):
         assert set(answer.outputs) == set(expected)
         for name, values in expected.items():

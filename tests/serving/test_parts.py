@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import far_from_start
 from raw_requests import call, in_parts, in_two_steps, joined_request, part_of, request_examples
 
@@ -22,7 +21,7 @@ def raw(small):
 
 
 def onerank(small, served):
-    return tf.saved_model.load(served.path).signatures
+    return served.loaded.signatures
 
 
 def din(small, served):

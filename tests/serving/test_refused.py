@@ -15,7 +15,7 @@ MOST = 40
 
 @pytest.fixture(scope="module")
 def signatures(served):
-    return tf.saved_model.load(served.path).signatures
+    return served.loaded.signatures
 
 
 @pytest.fixture(scope="module")
