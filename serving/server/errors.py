@@ -41,13 +41,18 @@ def of_tensorflow(error: Any) -> RequestError:
     """The error of a request that TensorFlow refused or could not compute.
 
     Args:
-        error: tf.errors.OpError.
+        error: tf.errors.OpError, or UnicodeDecodeError: the session's, when a message quotes bytes of the request that
+            are no text. Its code is lost then; that it quotes the request says whose fault it is.
 
     Returns:
         RequestError. With TensorFlow's code and its message, without the names of nodes.
     """
-    cause = error.message.removeprefix("Graph execution error:").split("\n\t [[")[0]
-    return RequestError(_BY_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN), " ".join(cause.split()))
+    if isinstance(error, UnicodeDecodeError):
+        text, code = error.object.decode(errors="replace"), grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        text, code = error.message, _BY_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN)
+    cause = text.removeprefix("Graph execution error:").split("\n\t [[")[0]
+    return RequestError(code, " ".join(cause.split()))
 
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}  # TensorFlow's codes are gRPC's

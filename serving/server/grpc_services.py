@@ -12,9 +12,12 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from serving.server.errors import RequestError, invalid
+from serving.server.loaded_version import LoadedVersion
 from serving.server.metrics import Asked, Metrics
 from serving.server.options import ServerOptions
-from serving.server.predictor import Predictor, chosen
+from serving.server.predictor import Predictor
+from serving.server.signature import Arrays, Signature
+from serving.server.target import Target
 from serving.server.tensors import inputs_of, to_proto
 from serving.server.work_queue import NO_DEADLINE
 
@@ -24,7 +27,7 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 SIGNATURE_DEF = "signature_def"
 
-Method = Callable[[Asked, Any, float], Awaitable[Any]]
+Method = Callable[[Asked, Any, float], Awaitable[bytes]]
 
 
 class GrpcServices:
@@ -57,41 +60,39 @@ class GrpcServices:
             grpc.method_handlers_generic_handler(MODEL_SERVICE, model),
         )
 
-    async def _predict(self, asked: Asked, request: Any, deadline: float) -> Any:
-        spec, wanted = request.model_spec, list(request.output_filter)
-        name, number, label = _model(spec)
+    async def _predict(self, asked: Asked, request: Any, deadline: float) -> bytes:
+        spec = request.model_spec
 
-        def decode(version):
+        def decode(version: LoadedVersion) -> tuple[Signature, Arrays]:
             signature = version.signature(spec.signature_name)
             return signature, inputs_of(request, signature, self._options)
 
-        def encode(version, signature, outputs):
+        def encode(version: LoadedVersion, signature: Signature, outputs: Arrays) -> bytes:
             response = predict_pb2.PredictResponse()
             response.model_spec.name, response.model_spec.signature_name = spec.name, signature.name
             response.model_spec.version.value = version.number
-            for key, array in chosen(outputs, wanted).items():
-                response.outputs[key].CopyFrom(to_proto(array, signature.outputs[key]))
-            return response
+            for name in request.output_filter or outputs:
+                response.outputs[name].CopyFrom(to_proto(outputs[name], signature.outputs[name]))
+            return response.SerializeToString()
 
-        return await self._predictor.predict(asked, name, number, label, decode, encode, deadline)
+        return await self._predictor.predict(asked, _target(spec), decode, encode, deadline)
 
-    async def _metadata(self, asked: Asked, request: Any, deadline: float) -> Any:
-        name, number, label = _model(request.model_spec)
+    async def _metadata(self, asked: Asked, request: Any, deadline: float) -> bytes:
+        target = _target(request.model_spec)
         if set(request.metadata_field) != {SIGNATURE_DEF}:
             raise invalid(f"metadata_field: {SIGNATURE_DEF} is expected. Received: {list(request.metadata_field)[:5]}.")
-        with self._predictor.model(name).lease(number, label) as version:
-            asked.model = name
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            response.model_spec.name, response.model_spec.version.value = name, version.number
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with self._predictor.lease(target) as version:
+            asked.model = target.model
+            response.model_spec.name, response.model_spec.version.value = target.model, version.number
             response.metadata[SIGNATURE_DEF].Pack(signature_defs(version))
-            return response
+        return response.SerializeToString()
 
-    async def _status(self, asked: Asked, request: Any, deadline: float) -> Any:
-        name, number, label = _model(request.model_spec)
-        response = get_model_status_pb2.GetModelStatusResponse()
-        response.model_version_status.extend(statuses(self._predictor, name, number, label))
-        asked.model = name
-        return response
+    async def _status(self, asked: Asked, request: Any, deadline: float) -> bytes:
+        target = _target(request.model_spec)
+        response = get_model_status_pb2.GetModelStatusResponse(model_version_status=self._predictor.statuses(target))
+        asked.model = target.model
+        return response.SerializeToString()
 
     def _method(self, name: str, request_type: Any, method: Method) -> grpc.RpcMethodHandler:
         async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -100,8 +101,7 @@ class GrpcServices:
             try:
                 with self._metrics.request("grpc", name) as asked:
                     request = _parsed(request_type, body)
-                    response = await method(asked, request, deadline)
-                return response.SerializeToString()
+                    return await method(asked, request, deadline)
             except RequestError as error:
                 refusal = error
             except Exception as error:
@@ -122,16 +122,6 @@ def signature_defs(version: Any) -> Any:
     return definitions
 
 
-def statuses(predictor: Predictor, name: str, number: int | None, label: str | None) -> list[Any]:
-    """What became of a model's versions, as ModelVersionStatus.
-
-    Raises:
-        RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
-    """
-    model = predictor.model(name)
-    return model.statuses(model.number_of(label) if label is not None else number)
-
-
 def _parsed(request_type: Any, body: bytes) -> Any:
     request = request_type()
     try:
@@ -143,12 +133,9 @@ def _parsed(request_type: Any, body: bytes) -> Any:
     return request
 
 
-def _model(spec: Any) -> tuple[str, int | None, str | None]:
-    choice = spec.WhichOneof("version_choice")
+def _target(spec: Any) -> Target:
     if not spec.name:
         raise invalid("model_spec.name: the name of a model is expected. Received: none.")
-    return (
-        spec.name,
-        spec.version.value if choice == "version" else None,
-        spec.version_label if choice == "version_label" else None,
-    )
+    choice = spec.WhichOneof("version_choice")
+    number = spec.version.value if choice == "version" else None
+    return Target(spec.name, number, spec.version_label if choice == "version_label" else None)

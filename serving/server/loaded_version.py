@@ -87,7 +87,7 @@ class LoadedVersion:
         feeds = {spec.tensor: inputs[name] for name, spec in signature.inputs.items()}
         try:
             return self._session.run(self._fetches[signature.name], feeds)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             raise of_tensorflow(error) from error
 
     def warm(self) -> None:

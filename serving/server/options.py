@@ -47,12 +47,15 @@ class ServerOptions:
         "", "a file with a token that requests must bear (default: ONERANK_SERVER_TOKEN of the environment, if set)"
     )
     tensorflow_intra_op_parallelism: int = _flag(0, "threads within an operation; 0 leaves it to TensorFlow")
-    tensorflow_inter_op_parallelism: int = _flag(0, "operations at a time; 0 leaves it to TensorFlow")
+    tensorflow_inter_op_parallelism: int = _flag(
+        0, "operations at a time; 0 leaves it to TensorFlow, -1 runs each request in its own thread"
+    )
 
     def __post_init__(self):
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            may_be_negative = option.name.endswith("_parallelism")
+            if isinstance(value, (int, float)) and not may_be_negative and not 0 <= value < math.inf:
                 raise ServerError(f"--{option.name}: a number of at least 0 is expected. Received: {value}.")
 
     @property

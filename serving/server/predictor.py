@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
-import numpy as np
 
 from serving.server.batcher import Batcher
 from serving.server.errors import RequestError
@@ -14,11 +14,11 @@ from serving.server.loaded_version import LoadedVersion
 from serving.server.metrics import Asked
 from serving.server.model_versions import ModelVersions
 from serving.server.signature import Arrays, Signature
+from serving.server.target import Target
 from serving.server.work_queue import WorkQueue
 
-T = TypeVar("T")
 Decode = Callable[[LoadedVersion], tuple[Signature, Arrays]]
-Encode = Callable[[LoadedVersion, Signature, dict[str, np.ndarray]], T]
+Encode = Callable[[LoadedVersion, Signature, Arrays], bytes]
 
 
 class Predictor:
@@ -35,57 +35,61 @@ class Predictor:
         self._work = work
         self._batcher = batcher
 
-    def model(self, name: str) -> ModelVersions:
-        """The model of a name.
+    @contextmanager
+    def lease(self, target: Target) -> Iterator[LoadedVersion]:
+        """The version that answers a request, which stays loaded meanwhile.
 
         Raises:
-            RequestError: NOT_FOUND.
+            RequestError: NOT_FOUND, INVALID_ARGUMENT for an unknown label, UNAVAILABLE while the model is being loaded.
         """
-        if name not in self._models:
-            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({name:.100})")
-        return self._models[name]
+        if target.model not in self._models:
+            raise RequestError(
+                grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({target.model:.100})"
+            )
+        with self._models[target.model].lease(target.number, target.label) as version:
+            yield version
+
+    def statuses(self, target: Target) -> list[Any]:
+        """What became of a model's versions, as ModelVersionStatus, the newest first.
+
+        Raises:
+            RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
+        """
+        if target.model not in self._models:
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {target.model:.100}")
+        model = self._models[target.model]
+        return model.statuses(target.number if target.label is None else model.number_of(target.label))
 
     @property
     def ready(self) -> bool:
         """Whether every model has a version that answers."""
         return all(model.available for model in self._models.values())
 
-    async def predict(
-        self,
-        asked: Asked,
-        model: str,
-        number: int | None,
-        label: str | None,
-        decode: Decode,
-        encode: Encode[T],
-        deadline: float,
-    ) -> T:
+    async def predict(self, asked: Asked, target: Target, decode: Decode, encode: Encode, deadline: float) -> bytes:
         """Answers a request.
 
         Args:
             asked: Asked. Gets the names of model and signature.
-            model: str.
-            number: int, optional. The version. Defaults to the newest.
-            label: str, optional. The version's label.
+            target: Target.
             decode: callable. Gives the signature and its checked inputs.
             encode: callable. Makes the answer of version, signature and outputs.
             deadline: float. In seconds of `time.monotonic`.
 
         Returns:
-            What `encode` returns.
+            bytes. The answer.
 
         Raises:
-            RequestError: why there is no answer.
+            RequestError: why there is none.
         """
-        with self.model(model).lease(number, label) as version:
-            asked.model = model
+        with self.lease(target) as version:
+            asked.model = target.model
 
             def decoded() -> tuple[Signature, Arrays]:
                 signature, inputs = decode(version)
                 asked.signature = signature.name
                 return signature, inputs
 
-            def answer() -> T:
+            def answer() -> bytes:
                 signature, inputs = decoded()
                 return encode(version, signature, version.run(signature, inputs))
 
@@ -94,8 +98,3 @@ class Predictor:
             signature, inputs = await self._work.run(decoded, deadline)
             outputs = await self._batcher.run(version, signature, inputs, deadline)
             return await self._work.run(lambda: encode(version, signature, outputs), deadline, bounded=False)
-
-
-def chosen(outputs: dict[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
-    """The outputs that a filter names; all of them if it names none."""
-    return {name: outputs[name] for name in names} if names else outputs

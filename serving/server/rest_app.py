@@ -20,13 +20,14 @@ from starlette.routing import Route
 from tensorflow.core.protobuf import error_codes_pb2
 
 from serving.server.errors import RequestError, invalid
-from serving.server.grpc_services import signature_defs, statuses
+from serving.server.grpc_services import signature_defs
 from serving.server.json_tensors import JsonRequest, to_json
 from serving.server.loaded_version import LoadedVersion
 from serving.server.metrics import Asked, Metrics
 from serving.server.options import ServerOptions
 from serving.server.predictor import Predictor
 from serving.server.signature import Arrays, Signature
+from serving.server.target import Target
 from serving.server.work_queue import late
 
 logger = logging.getLogger(__name__)
@@ -98,24 +99,22 @@ class RestApp:
         return Response(self._metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
-        path, is_predict = request.scope["path"], request.method == "POST"
+        path = request.scope["path"]
         if not path.lower().startswith("/v1/"):
             return _error(404, f"Not found: {path[:200]}")
-        target = _PATHS[request.method].fullmatch(path) if request.method in _PATHS else None
-        about_metadata = target is not None and not is_predict and target["metadata"]
-        method, answer = (
-            ("Predict", self._predict)
-            if is_predict
-            else ("GetModelMetadata", self._metadata)
-            if about_metadata
-            else ("GetModelStatus", self._status)
-        )
+        match = _PATHS[request.method].fullmatch(path) if request.method in _PATHS else None
+        if request.method == "POST":
+            method, answer = "Predict", self._predict
+        elif match is not None and match["metadata"]:
+            method, answer = "GetModelMetadata", self._metadata
+        else:
+            method, answer = "GetModelStatus", self._status
         try:
             with self._metrics.request("rest", method) as asked:
-                if target is None:
+                if match is None:
                     raise invalid(f"Malformed request: {request.method} {path[:200]}")
-                body = await answer(request, asked, target["model"], _number(target["version"]), target["label"])
-            return Response(body, media_type="application/json")
+                target = Target(match["model"], _number(match["version"]), match["label"])
+                return Response(await answer(request, asked, target), media_type="application/json")
         except _TooLarge as error:
             return _error(413, str(error))
         except RequestError as error:
@@ -126,9 +125,7 @@ class RestApp:
             logger.exception("%s failed", method)
             return _error(500, f"{type(error).__name__}: {error}")
 
-    async def _predict(
-        self, request: Request, asked: Asked, model: str, number: int | None, label: str | None
-    ) -> bytes:
+    async def _predict(self, request: Request, asked: Asked, target: Target) -> bytes:
         deadline = time.monotonic() + self._seconds(request)
         try:
             body = await asyncio.wait_for(self._body(request), deadline - time.monotonic())
@@ -146,20 +143,18 @@ class RestApp:
         def encode(version: LoadedVersion, signature: Signature, outputs: Arrays) -> bytes:
             return to_json(outputs, parsed[0].rows)
 
-        return await self._predictor.predict(asked, model, number, label, decode, encode, deadline)
+        return await self._predictor.predict(asked, target, decode, encode, deadline)
 
-    async def _metadata(
-        self, request: Request, asked: Asked, model: str, number: int | None, label: str | None
-    ) -> bytes:
-        with self._predictor.model(model).lease(number, label) as version:
-            asked.model = model
+    async def _metadata(self, request: Request, asked: Asked, target: Target) -> bytes:
+        with self._predictor.lease(target) as version:
+            asked.model = target.model
             definitions = MessageToDict(signature_defs(version), preserving_proto_field_name=True, **_WITH_DEFAULTS)
-            spec = {"name": model, "signature_name": "", "version": str(version.number)}
+            spec = {"name": target.model, "signature_name": "", "version": str(version.number)}
         return json.dumps({"model_spec": spec, "metadata": {"signature_def": definitions}}).encode()
 
-    async def _status(self, request: Request, asked: Asked, model: str, number: int | None, label: str | None) -> bytes:
-        found = statuses(self._predictor, model, number, label)
-        asked.model = model
+    async def _status(self, request: Request, asked: Asked, target: Target) -> bytes:
+        found = self._predictor.statuses(target)
+        asked.model = target.model
         return json.dumps({"model_version_status": [_status_json(status) for status in found]}, indent=1).encode()
 
     async def _body(self, request: Request) -> bytes:

@@ -185,6 +185,8 @@ CALLS = [
     Call("no text is a string", typed(name=np.array([b"\xff", b"\xc3("], object)), OK),
     Call("the model's own limit", request("limited", x=floats([1, 2, 3])), OK),
     Call("beyond the model's own limit", request("limited", x=floats([1, 2, 3, 4])), INVALID, "at most 3 candidates"),
+    Call("a fault of the values", request("number", text=np.array([b"1", b"x"], object)), INVALID, "string: x"),
+    Call("a fault of bytes that are no text", request("number", text=np.array([b"\xff"], object)), INVALID, "string: "),
     Call(
         "unknown output", changed(request(x=floats(1)), lambda m: m.output_filter.append("z")), INVALID, "output_filter"
     ),

@@ -55,6 +55,7 @@ class Tiny(tf.Module):
             "limited": named(self._limited, x=([None, None], f32)),
             "gate": named(self._gate, path=([None], text)),
             "uneven": named(self._uneven, x=([None], f32)),
+            "number": named(lambda text: {"number": tf.strings.to_number(text)}, text=([None], text)),
         }
 
     def _scaled(self, x):
@@ -118,6 +119,7 @@ def floats(*values) -> np.ndarray:
 def serving(base: Path, **options) -> Iterator[ModelServer]:
     """A server on free ports."""
     given = {"model_name": NAME, "model_base_path": str(base), "file_system_poll_wait_seconds": 0.05, **options}
+    given["tensorflow_inter_op_parallelism"] = -1  # or a request that waits at a gate holds up the others
     with ModelServer(ServerOptions(port=0, rest_api_port=0, **given)) as server:
         yield server
 
