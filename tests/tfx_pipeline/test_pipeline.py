@@ -64,7 +64,7 @@ def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     assert str(output / "serving" / "small" / pushed[0]) in first.stdout
     assert (output / "serving" / "small" / pushed[0] / "saved_model.pb").exists()
     assert re.search(
-        r"\nServing: 93 requests of the eval split scored .* rank takes [\d.]+ ms \(median\)", first.stdout
+        r"\nServing: 109 requests of the eval split scored .* rank takes [\d.]+ ms \(median\)", first.stdout
     )
     for task in ("buy", "save", "share"):
         assert f"│ {task} " in first.stdout
