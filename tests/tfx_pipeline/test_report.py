@@ -132,7 +132,7 @@ def test_a_model_that_could_not_be_served_is_named_with_the_reason(first):
         "blessed": False,
         "problems": ["rank over gRPC: NaN"],
         "checks": [],
-        "start_seconds": None,
+        "notes": [],
     }
     data = replace(data, serving=failed, pushed="")
     html = report.render(data, model_card(data))
