@@ -145,9 +145,11 @@ def _replay(
             Ranker(server.rest_address, CANDIDATE, deadline=CALL_SECONDS) as over_rest,
         ):
             for check in _checks(spec, server, over_grpc, over_rest):
+                pairs = zip(requests, expected, strict=True)
+                asked = [pair for pair in pairs if len(pair[1][SCORE]) >= check.least_candidates][: check.most]
                 try:
-                    compared = check.score(requests[: check.most])
-                    report.checks.append(_compare(check, requests, compared, expected, report.problems))
+                    received = check.score([request for request, _ in asked])
+                    report.checks.append(_compare(check, asked, received, report.problems))
                 except (RankingError, grpc.RpcError, httpx.HTTPError, LookupError, ValueError) as error:
                     report.problems.append(f"{check.signature} over {check.over}: {_words(error, server)}")
                     return  # one that has gone answers nothing else
@@ -186,12 +188,13 @@ def _served(models: Mapping[str, str], folder: str) -> Iterator[ServerProcess]:
 
 @dataclass(frozen=True)
 class _Check:
-    """A way to score requests: what it calls, over what, how many of them, and how near it has to come."""
+    """A way to score requests: what it calls, over what, how many of which of them, and how near it has to come."""
 
     signature: str
     over: str
     score: ScoreRequests
     most: int | None = None
+    least_candidates: int = 1
     tolerance: float = TOLERANCE
 
 
@@ -212,7 +215,7 @@ def _checks(spec: RankingSpec, server: ServerProcess, over_grpc: Ranker, over_re
         ]
 
     def in_parts(requests: Sequence[bytes]) -> list[Scores]:
-        """In two parts where there are two candidates."""
+        """In two parts; one candidate alone the client would rank at once."""
         scores, most = [], over_grpc.max_candidates
         try:
             for request in requests:
@@ -227,29 +230,25 @@ def _checks(spec: RankingSpec, server: ServerProcess, over_grpc: Ranker, over_re
         _Check(SERVING_DEFAULT, "REST", lambda found: _serving_default_over_rest(spec, server, found), REST_REQUESTS),
         _Check("rank", "gRPC", lambda requests: ranked(over_grpc, requests)),
         _Check("rank", "REST", lambda requests: ranked(over_rest, requests), REST_REQUESTS),
-        _Check("encode_context, rank_with_context", "gRPC", cached, None, in_steps),
-        _Check("summarize_candidates, score_summary", "gRPC", in_parts, None, in_steps),
+        _Check("encode_context, rank_with_context", "gRPC", cached, tolerance=in_steps),
+        _Check("summarize_candidates, score_summary", "gRPC", in_parts, least_candidates=2, tolerance=in_steps),
     ]
 
 
 def _compare(
-    check: _Check,
-    requests: Sequence[bytes],
-    received: Sequence[Scores],
-    expected: Sequence[Scores],
-    problems: list[str],
+    check: _Check, asked: Sequence[tuple[bytes, Scores]], received: Sequence[Scores], problems: list[str]
 ) -> dict[str, Any]:
     """The check's entry in the report; a problem where scores differ or are not finite."""
     largest, where = 0.0, ""
-    for n, (scores, wanted) in enumerate(zip(received, expected, strict=False)):
+    for (request, wanted), scores in zip(asked, received, strict=True):
         for name, values in wanted.items():
             difference = np.abs(scores[name] - values)
             difference[~np.isfinite(difference)] = np.inf
             worst = int(np.argmax(difference))
             if difference[worst] > largest:
                 largest = float(difference[worst])
-                request = examples.decode(requests[n])[examples.REQUEST_ID][0]
-                where = f"{scores[name][worst]:.6f} for {values[worst]:.6f}, `{name}` of candidate {worst} in {request}"
+                name_of = examples.decode(request)[examples.REQUEST_ID][0]
+                where = f"{scores[name][worst]:.6f} for {values[worst]:.6f}, `{name}` of candidate {worst} in {name_of}"
     if largest > check.tolerance:
         problems.append(
             f"{check.signature} over {check.over}: the trainer's scores within {check.tolerance:g} are expected. "

@@ -65,6 +65,9 @@ def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     assert (output / "serving" / "small" / pushed[0] / "assets.extra" / "tf_serving_warmup_requests").exists()
     beside = {"small", "models.config", "batching_parameters.txt", "monitoring.config"}
     assert set(os.listdir(output / "serving")) == beside
+    assert re.search(
+        r"\nServing: 109 requests of the eval split scored .* rank takes [\d.]+ ms \(median\)", first.stdout
+    )
     for task in ("buy", "save", "share"):
         assert f"│ {task} " in first.stdout
     assert "price=[100, 200)" in first.stdout, "numeric slices are readable ranges"

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sklearn import metrics as reference
 
 from tfx_pipeline import local_runner, report, tfma_plots, verdict
 from tfx_pipeline.evaluation import load_metrics
+from tfx_pipeline.model_card import model_card
 from tfx_pipeline.report_data import collect
 from tfx_pipeline.runs import Run, RunReader
 from trainer.metrics import Rows
@@ -112,6 +114,31 @@ def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(
     assert "There was no blessed model to compare with" in opened.text
     assert "share: " in opened.text and "too few to judge by" in opened.text
     assert "▲" not in opened.text
+
+
+def test_serving_is_reported_where_it_was_tried(output):
+    served, unserved = runs(output)
+    assert "109 requests of the eval split scored by every signature as in training" in page(output, served).text
+    assert card(output, served)["serving"]["blessed"] is True
+    assert {check["over"] for check in card(output, served)["serving"]["checks"]} == {"gRPC", "REST"}
+    assert "The model was not served before it was pushed" in page(output, unserved).text
+    assert card(output, unserved)["serving"] is None
+
+
+def test_a_model_that_could_not_be_served_is_named_with_the_reason(first):
+    data = collect(runs(first)[0])
+    failed = {
+        **data.serving,
+        "blessed": False,
+        "problems": ["rank over gRPC: NaN"],
+        "checks": [],
+        "notes": [],
+    }
+    data = replace(data, serving=failed, pushed="")
+    html = report.render(data, model_card(data))
+    assert "<h1>Not pushed: blessed by its metrics, but serving it failed</h1>" in html
+    assert "Nothing was pushed; the model in production stays." in html
+    assert 'class="verdict bad"' in html and html.count("rank over gRPC: NaN") == 2
 
 
 @pytest.mark.parametrize("index", [0, 1])

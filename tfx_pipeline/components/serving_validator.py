@@ -40,7 +40,7 @@ def ServingValidator(  # noqa: N802
     code: Parameter[str],
     requests: Parameter[int],
     baseline: InputArtifact[standard_artifacts.Model] = None,
-    start_seconds: Parameter[int] = 300,
+    start_seconds: Parameter[int] = 600,
     max_latency_ratio: Parameter[float] = 0.0,
 ) -> None:
     """Serves the model in a process of its own, replays requests of the eval split, and blesses it if all is well.
