@@ -134,6 +134,8 @@ def measure_all(prepared: Prepared, sizes: Sizes, threads: int, folder: Path, mo
     path = folder / NAME / "1"
     export(served, random_model(served, FAR), path, [examples.encode(warm_up).SerializeToString()])
     direct = Direct(served.spec, path)
+    inputs = raw_values(served.spec, warm_up)
+    direct.warm_up(inputs)
     functions = _functions()
     rows = []
     for events, candidates in sizes.candidates.items():
@@ -144,7 +146,6 @@ def measure_all(prepared: Prepared, sizes: Sizes, threads: int, folder: Path, mo
     log = folder / "server.log"
     flags = {"tensorflow_intra_op_parallelism": threads, "tensorflow_inter_op_parallelism": 1}
     with ServerProcess(path.parent, NAME, log, **flags) as server:
-        inputs = raw_values(served.spec, warm_up)
         through_server, highest = measure_server(direct, server, inputs, sizes)
         traced += _new_shapes(server.addresses["http"])
     rows += through_server
@@ -190,6 +191,11 @@ class Direct:
     def __init__(self, spec: RankingSpec, path: Path):
         self.spec = spec
         self._loaded = tf.saved_model.load(str(path))
+
+    def warm_up(self, raw: Mapping[str, Any]) -> None:
+        """Calls each signature that is measured once."""
+        self.bind(RANK, raw)()
+        self.bind(RANK_WITH_CONTEXT, {**raw, **self.bind(ENCODE_CONTEXT, raw)()})()
 
     def bind(self, name: str, tensors: Mapping[str, Any]) -> Callable[[], dict[str, tf.Tensor]]:
         """A call of a signature on tensors that are ready."""

@@ -162,14 +162,13 @@ def _killed(server: ServerProcess, clients: LoadClients) -> Row:
     back = time.perf_counter()
     time.sleep(2 * DOWN)
     answers = clients.take()
-    times = sorted(answer.at for answer in answers)
     bad = faults(answers)
     return {
         "fault": "the server is killed and started again",
         "answers": len(answers),
         **bad,
-        "seconds_without_answers": float(np.diff(times).max()) if len(times) > 1 else DEADLINE,
-        "as_asked": not any(bad.values()) and times[-1] > back,
+        "seconds_without_answers": _longest_silence(answers),
+        "as_asked": not any(bad.values()) and any(answer.at > back for answer in answers),
         "status": "-",
     }
 
@@ -196,10 +195,16 @@ def _broken_version(
         "fault": (spoil.__doc__ or "").rstrip("."),
         "answers": len(answers),
         **bad,
-        "seconds_without_answers": float(np.diff(sorted(answer.at for answer in answers)).max()),
+        "seconds_without_answers": _longest_silence(answers),
         "as_asked": bool(status and answers) and not any(bad.values()) and not from_it,
         "status": status or "-",
     }
+
+
+def _longest_silence(answers: Sequence[Answer]) -> float:
+    """The most seconds between two answers; the deadline if there are none."""
+    times = sorted(answer.at for answer in answers)
+    return float(np.diff(times).max()) if len(times) > 1 else DEADLINE
 
 
 def _cut_graph(path: Path) -> None:
