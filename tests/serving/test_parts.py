@@ -56,3 +56,10 @@ def test_parts_get_the_scores_of_the_whole(small, served, raw, model):
     both = {name: np.concatenate([first[name], nobody[name]], axis=1) for name in summaries}
     answer = call(signatures["score_summary"], {**known, **first, **both})
     np.testing.assert_allclose(answer["score"], whole["score"], atol=TOLERANCE)
+
+    # TensorFlow Serving joins no tensor without elements with others: a user without events has a cache of padding.
+    nothing = {**raw, "seen_length": np.array([0]), "bought_length": np.array([0])}
+    assert all(values.size for values in call(signatures["encode_context"], nothing).values())
+    np.testing.assert_allclose(
+        in_two_steps(signatures, nothing)["score"], call(signatures["rank"], nothing)["score"], atol=TOLERANCE
+    )
