@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attention_cases import TOLERANCE, difference
+from attention_cases import difference
 from conftest import repository
-from rows_cases import random_rows, run_rows
+from rows_cases import TOLERANCE, random_case, run
 from scipy.special import ndtr
 
 from trainer.layers.token_dense import TokenDense
@@ -30,26 +30,26 @@ def assert_same(actual, expected, dtype="float32"):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_they_are_kerass(seed):
-    case = random_rows(seed)
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"))
+    case = random_case(seed)
+    assert_same(run(*case, "fused"), run(*case, "reference"))
 
 
 @pytest.mark.parametrize("way", ["graph", "xla"])
 @pytest.mark.parametrize("seed", range(6))
 def test_ways_to_run_agree(seed, way):
-    case = random_rows(seed)
-    assert_same(run_rows(*case, "fused", way), run_rows(*case, "reference"))
+    case = random_case(seed)
+    assert_same(run(*case, "fused", way), run(*case, "reference"))
 
 
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_bfloat16_is_float32_rounded(seed):
-    case = random_rows(seed, "bfloat16")
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"), "bfloat16")
+    case = random_case(seed, "bfloat16")
+    assert_same(run(*case, "fused"), run(*case, "reference"), "bfloat16")
 
 
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
-    program = "import rows_cases as r, test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
+    program = "import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
     paths = os.pathsep.join(str(repository() / folder) for folder in (".", "tests", "tests/trainer"))
     environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": paths}
     found = subprocess.run(
@@ -80,8 +80,8 @@ def test_a_row_of_one_value_norms_to_beta():
 
 
 def test_threads_and_repetition_change_nothing():
-    case = random_rows(3)
-    first, second = run_rows(*case, "fused"), run_rows(*case, "fused")
+    case = random_case(3)
+    first, second = run(*case, "fused"), run(*case, "fused")
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
