@@ -8,7 +8,7 @@ from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
 from trainer.ops.kernels import use_kernels
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 8e-2}  # relative to the largest value, where that is above 1
+TOLERANCE = {"float32": 3e-5, "bfloat16": 8e-2}  # relative to the largest value, where that is above 1
 
 
 def random_case(seed, dtype="float32"):
