@@ -68,6 +68,7 @@ def test_the_gelu_is_exact_on_all_of_its_range():
     share, density = ndtr(z), np.exp(-np.minimum(z * z, 1e3) / 2) / np.sqrt(2 * np.pi)
     assert (np.abs(out - z * share) / np.maximum(1, np.abs(z))).max() < 3e-7
     assert np.abs(tape.gradient(out, source) - (share + z * density)).max() < 1e-6
+    np.testing.assert_allclose(out[x < -10], 0, atol=1e-8)
     assert np.isnan(fused.fused_gelu(tf.constant([[np.nan]]), tf.zeros(1)).numpy()).all()
 
 
@@ -79,14 +80,17 @@ def test_a_row_of_one_value_norms_to_beta():
         np.testing.assert_allclose(layer(tf.fill([3, 20], 1e4)), np.broadcast_to(np.arange(20.0), (3, 20)))
 
 
-def test_threads_and_repetition_change_nothing():
-    case = random_case(3)
+def test_repetition_changes_nothing_with_more_rows_than_the_least_chunks_hold():
+    layer, _, _ = random_case(3)
+    random = np.random.default_rng(0)
+    case = layer, tf.constant(random.normal(size=(20_001, 5)), tf.float32), tf.ones((20_001, layer.units))
+    assert_same(run(*case, "fused"), run(*case, "reference"))
     first, second = run(*case, "fused"), run(*case, "fused")
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_layers_take_them_and_a_saved_model_holds_what_it_was_traced_with(tmp_path):
+def test_the_setting_chooses_for_layers_too():
     model = keras.Sequential([TokenDense(8, "gelu"), TokenNorm(), TokenDense(8, "relu"), TokenDense(2)])
     model.build((None, 4))
     for kernel, times in {"auto": 1, "fused": 1, "portable": 0}.items():
