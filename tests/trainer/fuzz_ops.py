@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
-from attention_cases import TOLERANCE, difference, random_case, run
-from rows_cases import random_rows, run_rows
+import attention_cases
+import rows_cases
 
 
 def main():
@@ -15,16 +15,17 @@ def main():
     parser.add_argument("--cases", type=int, default=1000, help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first; each has the next (default: 0)")
     arguments = parser.parse_args()
-    worst = dict.fromkeys(TOLERANCE, 0.0)
+    worst = {"float32": 0.0, "bfloat16": 0.0}
     for seed in range(arguments.seed, arguments.seed + arguments.cases):
         dtype = "bfloat16" if seed % 5 == 4 else "float32"
-        for case, way in ((random_case(seed, dtype), run), (random_rows(seed, dtype), run_rows)):
-            expected = way(*case, "reference")
-            for name, actual in way(*case, "fused").items():
-                off = difference(actual, expected[name])
+        for cases in (attention_cases, rows_cases):
+            case = cases.random_case(seed, dtype)
+            expected = cases.run(*case, "reference")
+            for name, actual in cases.run(*case, "fused").items():
+                off = attention_cases.difference(actual, expected[name])
                 worst[dtype] = max(worst[dtype], off)
-                if not off < TOLERANCE[dtype]:
-                    raise SystemExit(f"seed {seed}, {dtype}: `{name}` is off by {off:.1e}")
+                if not off < cases.TOLERANCE[dtype]:
+                    raise SystemExit(f"seed {seed}, {dtype}, {cases.__name__}: `{name}` is off by {off:.1e}")
     print(f"{arguments.cases} cases, largest differences: {worst}")
 
 

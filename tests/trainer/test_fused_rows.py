@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attention_cases import TOLERANCE, difference
+from attention_cases import difference
 from conftest import repository
-from rows_cases import random_rows, run_rows
+from rows_cases import TOLERANCE, random_case, run
 from scipy.special import ndtr
 
 from trainer.layers.token_dense import TokenDense
@@ -30,26 +30,26 @@ def assert_same(actual, expected, dtype="float32"):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_they_are_kerass(seed):
-    case = random_rows(seed)
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"))
+    case = random_case(seed)
+    assert_same(run(*case, "fused"), run(*case, "reference"))
 
 
 @pytest.mark.parametrize("way", ["graph", "xla"])
 @pytest.mark.parametrize("seed", range(6))
 def test_ways_to_run_agree(seed, way):
-    case = random_rows(seed)
-    assert_same(run_rows(*case, "fused", way), run_rows(*case, "reference"))
+    case = random_case(seed)
+    assert_same(run(*case, "fused", way), run(*case, "reference"))
 
 
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_bfloat16_is_float32_rounded(seed):
-    case = random_rows(seed, "bfloat16")
-    assert_same(run_rows(*case, "fused"), run_rows(*case, "reference"), "bfloat16")
+    case = random_case(seed, "bfloat16")
+    assert_same(run(*case, "fused"), run(*case, "reference"), "bfloat16")
 
 
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
-    program = "import rows_cases as r, test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
+    program = "import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
     paths = os.pathsep.join(str(repository() / folder) for folder in (".", "tests", "tests/trainer"))
     environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": paths}
     found = subprocess.run(
@@ -68,6 +68,7 @@ def test_the_gelu_is_exact_on_all_of_its_range():
     share, density = ndtr(z), np.exp(-np.minimum(z * z, 1e3) / 2) / np.sqrt(2 * np.pi)
     assert (np.abs(out - z * share) / np.maximum(1, np.abs(z))).max() < 3e-7
     assert np.abs(tape.gradient(out, source) - (share + z * density)).max() < 1e-6
+    np.testing.assert_allclose(out[x < -10], 0, atol=1e-8)
     assert np.isnan(fused.fused_gelu(tf.constant([[np.nan]]), tf.zeros(1)).numpy()).all()
 
 
@@ -79,14 +80,17 @@ def test_a_row_of_one_value_norms_to_beta():
         np.testing.assert_allclose(layer(tf.fill([3, 20], 1e4)), np.broadcast_to(np.arange(20.0), (3, 20)))
 
 
-def test_threads_and_repetition_change_nothing():
-    case = random_rows(3)
-    first, second = run_rows(*case, "fused"), run_rows(*case, "fused")
+def test_repetition_changes_nothing_with_more_rows_than_the_least_chunks_hold():
+    layer, _, _ = random_case(3)
+    random = np.random.default_rng(0)
+    case = layer, tf.constant(random.normal(size=(20_001, 5)), tf.float32), tf.ones((20_001, layer.units))
+    assert_same(run(*case, "fused"), run(*case, "reference"))
+    first, second = run(*case, "fused"), run(*case, "fused")
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_layers_take_them_and_a_saved_model_holds_what_it_was_traced_with(tmp_path):
+def test_the_setting_chooses_for_layers_too():
     model = keras.Sequential([TokenDense(8, "gelu"), TokenNorm(), TokenDense(8, "relu"), TokenDense(2)])
     model.build((None, 4))
     for kernel, times in {"auto": 1, "fused": 1, "portable": 0}.items():

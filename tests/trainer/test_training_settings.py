@@ -1,5 +1,6 @@
 """Precision, XLA, padded shapes and recomputed blocks: settings that change how a training computes, not what."""
 
+import itertools
 import logging
 import time
 
@@ -358,6 +359,22 @@ def test_losses_are_read_in_their_order():
 def test_the_first_loss_that_is_not_finite_is_named():
     with pytest.raises(PipelineError, match="Received: nan in step 13 of epoch 1"):
         run_epoch([1.0] * 13 + [float("nan")] * 7, 20)
+
+
+def test_batches_come_in_their_order_with_their_errors_and_can_be_left():
+    def failing():
+        yield from range(3)
+        raise OSError("gone")
+
+    came = []
+    with pytest.raises(OSError, match="gone"):
+        for number in epoch.Waiting().over(failing()):
+            came.append(number)
+    assert came == [0, 1, 2]
+    for number in epoch.Waiting().over(itertools.count()):
+        if number == 5:
+            break
+    assert number == 5
 
 
 def test_the_wait_for_batches_is_logged(caplog):

@@ -27,9 +27,13 @@ class EmbeddingTable(keras.layers.Embedding):
     ```
     """
 
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Not to be cast where precision is mixed: what is cast is the rows that were looked up, not the table."""
+        return super().add_weight(*args, **{**kwargs, "autocast": False})
+
     def call(self, inputs: Any) -> Any:
         """The rows."""
-        table: Any = getattr(self.embeddings, "_value", None)  # not `value`, which precision may cast, all of it
+        table: Any = self.embeddings.value
         if not hasattr(table, "sparse_read"):  # no variable of TensorFlow's
             return super().call(inputs)
         return ops.cast(table.sparse_read(ops.cast(inputs, "int32")), self.compute_dtype)

@@ -17,6 +17,7 @@ class TokenNorm(keras.layers.LayerNormalization):
 
     Args:
         epsilon: float. Added to the variance. Defaults to 1e-6.
+        **kwargs: what `keras.layers.LayerNormalization` takes; with another axis, or without gamma or beta, it is that.
 
     Call arguments:
         inputs: Float [..., d].
@@ -35,7 +36,8 @@ class TokenNorm(keras.layers.LayerNormalization):
 
     def call(self, inputs: Any) -> Any:
         """The normed rows."""
-        if kernel_for(inputs) != "fused":
+        usual = self.axis in (-1, [-1]) and self.center and self.scale and not self.rms_scaling
+        if not usual or kernel_for(inputs) != "fused":
             return super().call(inputs)
         from trainer.ops.fused import fused_norm
 

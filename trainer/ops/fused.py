@@ -64,8 +64,10 @@ def fused_gelu(x: Any, bias: Any) -> Any:
 
 
 def fused_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    """Layer norm over the last axis of x [..., n], float32 or bfloat16, with float32 gamma and beta [n]."""
-    return _library().one_rank_norm(x=x, gamma=gamma, beta=beta, epsilon=epsilon)
+    """Layer norm over the last axis of x [..., n], float32 or bfloat16, with gamma and beta [n]."""
+    return _library().one_rank_norm(
+        x=x, gamma=tf.cast(gamma, tf.float32), beta=tf.cast(beta, tf.float32), epsilon=epsilon
+    )
 
 
 @functools.cache

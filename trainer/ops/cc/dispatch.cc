@@ -1,3 +1,4 @@
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -24,12 +25,19 @@ const Kernels& BestKernels() {
       return asked == nullptr || *asked == 0 || std::strcmp(asked, kernels.name) == 0;
     };
 #ifdef ONERANK_X86
-    if (wanted(avx512::kKernels) && __builtin_cpu_supports("avx512f")) return avx512::kKernels;
-    if (wanted(avx2::kKernels) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (wanted(avx512::kKernels) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      return avx512::kKernels;
+    }
+    if (wanted(avx2::kKernels) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
       return avx2::kKernels;
     }
 #endif
-    (void)wanted;
+    if (!wanted(plain::kKernels)) {
+      std::fprintf(stderr, "ONERANK_INSTRUCTIONS: this processor has no kernels of the name %s. Use plain.\n", asked);
+      std::abort();
+    }
     return plain::kKernels;
   }();
   return best;

@@ -70,7 +70,8 @@ void GeluForwardChunk(const Gelu& a, int64_t chunk) {
     T* out = static_cast<T*>(a.out) + row * a.width;
     AlongRow(a.width, [&](int64_t d, int size) {
       const Vector z = LoadSome(x + d, size) + LoadSome(a.bias + d, size);
-      StoreSome(z * ShareBelow(z), out + d, size);
+      // Below -6 it is nothing but for rounding, however far. (In this order, NaN stays NaN.)
+      StoreSome(Max(Splat(-6.f), z) * ShareBelow(z), out + d, size);
     });
   });
 }
