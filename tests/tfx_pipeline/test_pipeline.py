@@ -15,6 +15,7 @@ import pytest
 import small_problem
 from conftest import repository
 
+UNSERVED = {**small_problem.SPEC["evaluation"], "served_requests": 0}  # it takes as long as all else
 PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
 
 
@@ -115,17 +116,22 @@ def test_second_run_changes_nothing_and_prints_the_stored_table(workplace):
         "cached",
         "done",
     }
-    assert states(second.stdout)["Trainer"] == states(second.stdout)["Evaluator"] == "cached"
+    for node in ("Trainer", "Evaluator", "ServingValidator"):
+        assert states(second.stdout)[node] == "cached"
 
 
 def test_a_worse_task_is_not_blessed_and_named(workplace, tmp_path):
     spec, data, output, _ = workplace
     before = versions(output)
     tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    worse = run(small_problem.write_spec(tmp_path / "small.yaml", tasks=tasks), data, output)
+    evaluation = {**small_problem.SPEC["evaluation"], "max_latency_ratio": 1e-6}  # nothing is as fast
+    worse = run(small_problem.write_spec(tmp_path / "small.yaml", tasks=tasks, evaluation=evaluation), data, output)
     assert worse.returncode == 0, worse.stderr
     assert "NOT BLESSED (against the blessed model)" in worse.stdout
     assert "save: auc change" in worse.stdout
+    assert (
+        "\nNOT SERVABLE (serving the new model failed)\n  rank: a median latency of at most 1e-06 times" in worse.stdout
+    )
     assert "buy: auc" not in worse.stdout
     assert versions(output) == before, "the one in production stays"
     assert states(worse.stdout)["Transform"] == "cached", "a task's weight concerns the Trainer alone"
@@ -133,7 +139,8 @@ def test_a_worse_task_is_not_blessed_and_named(workplace, tmp_path):
 
 
 def test_edited_code_runs_again_what_depends_on_it(workplace, tmp_path):
-    spec, data, output, _ = workplace
+    _, data, output, _ = workplace
+    spec = small_problem.write_spec(tmp_path / "small.yaml", evaluation=UNSERVED)
     for package in PACKAGES:
         shutil.copytree(repository() / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "trainer" / "models" / "din.py").open("a") as file:
@@ -144,6 +151,7 @@ def test_edited_code_runs_again_what_depends_on_it(workplace, tmp_path):
     assert states(edited.stdout)["Transform"] == "cached"
     assert states(edited.stdout)["Trainer"] == "done"
     assert "\nBLESSED (against the blessed model)" in edited.stdout
+    assert "ServingValidator" not in states(edited.stdout) and "Serving:" not in edited.stdout
     assert "(+0.0000)" in edited.stdout, "the same code in other bytes trains the same model"
 
 
@@ -220,6 +228,7 @@ def test_no_sequences_no_tables_one_candidate_a_request(tmp_path):
             "candidate": [{"name": "strength", "type": "numeric"}],
         },
         "training": {"epochs": 8, "batch_requests": 32, "optimizer": {"learning_rate": 0.01}},
+        "evaluation": {"served_requests": 20},
     }
     (tmp_path / "mail.yaml").write_text(json.dumps(spec))
     done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
