@@ -81,7 +81,8 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
 
 
 def _masked(values: tf.Tensor, mask: tf.Tensor) -> tf.SparseTensor:
-    return tf.ragged.boolean_mask(values, mask).to_sparse()
+    there = tf.where(mask)
+    return tf.SparseTensor(there, tf.gather_nd(values, there), tf.shape(values, tf.int64))
 
 
 def raw_values(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:

@@ -202,4 +202,5 @@ def _without_prefix(prefix: str, inputs: Tensors, names: Iterable[str]) -> Tenso
 def _concrete(function: Callable[[Tensors], Tensors], inputs: TensorSpecs) -> Any:
     """A signature whose inputs and outputs are named tensors."""
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in inputs.items()}
-    return tf.function(lambda **tensors: function(tensors)).get_concrete_function(**specs)
+    # Nothing here branches on tensors, and AutoGraph would read all of Keras to see that.
+    return tf.function(lambda **tensors: function(tensors), autograph=False).get_concrete_function(**specs)
