@@ -46,9 +46,11 @@ class RankingSignatures(tf.Module):
     def __init__(self, spec: RankingSpec, model: RankingModel, preprocess: Callable[[Any], Any]):
         super().__init__()
         self._spec = spec
-        # Attributes of the module, so that the SavedModel holds their variables and tables.
+        # Attributes of the module, so that the SavedModel holds their variables and tables. Of the preprocessing layer
+        # its parts: a Keras 2 layer is traced again when it is saved, for calls that nobody makes.
         self.model = model
-        self.preprocess = preprocess
+        self.tables = list(tf.train.TrackableView.children(preprocess).values())
+        self._preprocess = lambda raw: preprocess(raw)
         # TensorFlow's own variables inside Keras's: without them a TF1 session, and so TF Serving, restores copies and
         # leaves those that the functions read uninitialised.
         self.tensorflow_variables = [getattr(variable, "_value", variable) for variable in model.variables]
@@ -129,7 +131,7 @@ class RankingSignatures(tf.Module):
 
     def _preprocessed(self, raw: dict[str, tf.SparseTensor]) -> Batch:
         # The layer leaves out what its inputs don't suffice for; a group that is missing fails below, at export.
-        return to_batch(self._spec, self.preprocess(raw) if raw else {})
+        return to_batch(self._spec, self._preprocess(raw) if raw else {})
 
     def _with_context(self, inputs: Tensors) -> tuple[Tensors, Batch]:
         """The cache, and the batch of the raw inputs beside it."""

@@ -117,7 +117,7 @@ class CrossTaskAttention(keras.layers.Layer):
         return [self._heads(part) for part in ops.split(self.project_key_value(tasks), 2, axis=-1)]
 
     def _heads(self, projected: Any) -> Any:
-        b, k, d = (ops.shape(projected)[axis] for axis in range(3))
+        b, k, d = ops.shape(projected)
         return ops.reshape(projected, (b, k, self.heads, d // self.heads))
 
     def compute_output_shape(self, tasks_shape: Any) -> Any:

@@ -120,7 +120,7 @@ class PrivateChannelBlock(keras.layers.Layer):
 
     def _heads(self, projected: Any) -> list[Any]:
         """[B, M, 3 d] to queries, keys and values [B, H, M, d/H]."""
-        b, m, width = (ops.shape(projected)[axis] for axis in range(3))
+        b, m, width = ops.shape(projected)
         split = ops.reshape(projected, (b, m, 3, self.heads, width // (3 * self.heads)))
         return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), num=3, axis=0)
 

@@ -49,7 +49,7 @@ def _group_attention(
 ) -> Any:
     """Many groups: scores [B, H, M, U + the tokens that one reads of its group]."""
     size = visibility.group_size
-    b, h, m, d = (ops.shape(keys)[axis] for axis in range(4))
+    b, h, m, d = ops.shape(keys)
     grouped = (b, h, m // size, size, d)
     key_groups, value_groups = ops.reshape(ops.cast(keys, "float32"), grouped), ops.reshape(values, grouped)
     own = _own_scores(
@@ -95,4 +95,4 @@ def _own_scores(queries: Any, keys: Any, visibility: Visibility, mask: Any, bias
 def _hidden(mask: Any, keys: Any) -> Any:
     """The column of keys [B, H, U, 1] that hides those of padding from a query's column of ones."""
     column = ops.where(mask, 0.0, HIDDEN)[:, None, :, None]
-    return ops.broadcast_to(column, (*(ops.shape(keys)[axis] for axis in range(3)), 1))
+    return ops.broadcast_to(column, (*ops.shape(keys)[:3], 1))

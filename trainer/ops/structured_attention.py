@@ -47,7 +47,7 @@ def structured_attention(
     """
     if bias is not None and visibility.reads != "first":
         raise ValueError(f'`bias` is for reads="first". Received: {visibility}. Leave it out.')
-    b, h, m, d = (ops.shape(keys)[axis] for axis in range(4))
+    b, h, m, d = ops.shape(keys)
     # the casts: when Keras builds a model by shapes alone, all its inputs are float32
     mask = ops.ones((b, m), "bool") if mask is None else ops.cast(mask, "bool")
     bias = ops.zeros((h,), "float32") if bias is None else bias
