@@ -115,7 +115,7 @@ def _measure_fn(model: RankingModel, loss_fn: RankingLoss, tasks: int, element_s
         )
         del groups["embedding"]
 
-    @tf.function(input_signature=list(element_spec))
+    @tf.function(input_signature=list(element_spec), autograph=False)
     def measure(batch: dict, targets: dict) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         variables = {group: [variable.value for variable in part] for group, part in groups.items()}
         with tf.GradientTape(persistent=True) as tape:

@@ -212,7 +212,7 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
     tasks = model.inputs_spec.tasks
     batches = request_batches(spec, files, spec.training.batch_requests, tasks=tasks)
 
-    @tf.function(input_signature=[batches.element_spec[0]])
+    @tf.function(input_signature=[batches.element_spec[0]], autograph=False)
     def score(batch: dict) -> tf.Tensor:
         return tf.sigmoid(tf.cast(model(batch, training=False), tf.float32))
 
@@ -290,7 +290,7 @@ def make_train_step(
     """
     model.recompute = settings.recompute  # in all gradients: those that are measured need the same memory
 
-    @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile)
+    @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile, autograph=False)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             with computing_in(model, settings.precision):
