@@ -44,7 +44,7 @@ def write_problem(folder: Path) -> dict[str, str]:
     spec["sequences"] = [{"name": "watched", "length": 10, "features": ["video_id"], "feedback": [PAYS]}]
     spec["model"] = {"name": "din"}
     spec["training"] = {"epochs": 1, "batch_requests": 64, "optimizer": {"learning_rate": 0.01}, "seed": 1}
-    spec["evaluation"] |= {"slices": [[], ["tab"]], "metrics": ["auc"]}
+    spec["evaluation"] |= {"slices": [[], ["tab"]], "metrics": ["auc"], "served_requests": 0}
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
     return {"SPEC": str(folder / "spec.yaml"), "DATA": str(folder / "data"), "OUT": str(folder / "out")}
 

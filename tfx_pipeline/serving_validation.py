@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +39,10 @@ CANDIDATE, BASELINE = "candidate", "baseline"  # their names on the server
 TOLERANCE = 1e-5
 CACHE_TOLERANCES = {"float32": TOLERANCE, "float16": 5e-3, "bfloat16": 5e-2}  # by `serving.cache_dtype`
 CALL_SECONDS = 60.0
+CHANNEL_OPTIONS = (  # answers of any size; this machine, whatever proxy the environment names
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
 REST_REQUESTS = 20  # JSON takes its time
 UNCOUNTED_CALLS = 20  # of `rank`, before its latency is measured
 BATCH_REQUESTS = 32
@@ -88,7 +92,12 @@ class Limits:
 
 
 def validate_serving(
-    model: str, baseline: str | None, requests: Sequence[bytes], trainer_scores: ScoreRequests, limits: Limits
+    model: str,
+    baseline: str | None,
+    requests: Sequence[bytes],
+    trainer_scores: ScoreRequests,
+    limits: Limits,
+    folder: str,
 ) -> ServingReport:
     """Serves a model in a process of its own, and replays requests through every signature.
 
@@ -100,6 +109,7 @@ def validate_serving(
         requests: sequence of bytes. Serialized request examples; those without candidates are passed over.
         trainer_scores: callable. From requests to the scores that the served ones have to equal.
         limits: Limits.
+        folder: str. A local one, for what the server needs; the caller deletes it.
 
     Returns:
         The report.
@@ -119,10 +129,10 @@ def validate_serving(
         return report([problem])
     failures: list[str] = []
     both = [{CANDIDATE: model, BASELINE: baseline}] if baseline else []
-    for models in [*both, {CANDIDATE: model}]:
+    for number, models in enumerate([*both, {CANDIDATE: model}]):
         found = report(notes=[f"beside the blessed model: {failure}" for failure in failures])
         try:
-            _replay(models, requests, expected, limits, found)
+            _replay(models, requests, expected, limits, os.path.join(folder, str(number)), found)
             return found
         except ServerError as error:
             failures.append(str(error))
@@ -134,11 +144,12 @@ def _replay(
     requests: Sequence[bytes],
     expected: Sequence[Scores],
     limits: Limits,
+    folder: str,
     report: ServingReport,
 ) -> None:
     """Fills the report. Raises a ServerError when the server does not come up, or goes while latency is measured."""
     spec = load_spec(models[CANDIDATE])
-    with tempfile.TemporaryDirectory() as folder, _served(models, folder) as server:
+    with _served(models, folder) as server:
         report.start_seconds = round(server.wait_until_up(limits.start_seconds), 1)
         with (
             Ranker(server.grpc_address, CANDIDATE, deadline=CALL_SECONDS) as over_grpc,
@@ -163,18 +174,23 @@ def _replay(
 
 @contextmanager
 def _served(models: Mapping[str, str], folder: str) -> Iterator[ServerProcess]:
-    """A server of these models, each as version 1; the baseline is not warmed up, as one signature of it is asked."""
+    """A server of these models, each as version 1; the baseline is not warmed up, as one signature of it is asked.
+
+    Versions are folders of links to files: to delete a link to a folder can mean to delete what is in it.
+    """
     config = model_server_config_pb2.ModelServerConfig()
     for name, path in models.items():
         base = os.path.join(folder, name)
-        version = os.path.join(base, "1")
         if not os.path.isdir(path):  # of an object store
             io_utils.copy_dir(path, os.path.join(folder, f"{name}-copy"))
             path = os.path.join(folder, f"{name}-copy")
-        os.makedirs(version)
-        for entry in os.listdir(path):
-            if name == CANDIDATE or entry != ASSETS_EXTRA:
-                os.symlink(os.path.join(os.path.abspath(path), entry), os.path.join(version, entry))
+        left_out = () if name == CANDIDATE else (ASSETS_EXTRA,)
+        shutil.copytree(
+            os.path.abspath(path),
+            os.path.join(base, "1"),
+            copy_function=os.symlink,
+            ignore=shutil.ignore_patterns(*left_out),
+        )
         config.model_config_list.config.add(name=name, base_path=base, model_platform="tensorflow")
     config_file = os.path.join(folder, "models.config")
     with open(config_file, "w", encoding="utf-8") as file:
@@ -283,7 +299,7 @@ def _serving_default_over_grpc(spec: RankingSpec, server: ServerProcess, request
 def _serving_default_over_rest(spec: RankingSpec, server: ServerProcess, requests: Sequence[bytes]) -> list[Scores]:
     body = {"inputs": {"examples": [{"b64": base64.b64encode(request).decode()} for request in requests]}}
     url = f"{server.rest_address}/v1/models/{CANDIDATE}:predict"
-    response = httpx.post(url, json=body, timeout=CALL_SECONDS).raise_for_status()
+    response = httpx.post(url, json=body, timeout=CALL_SECONDS, trust_env=False).raise_for_status()
     outputs = {name: np.array(values, np.float32) for name, values in response.json()["outputs"].items()}
     return _by_request(spec, requests, outputs)
 
@@ -296,7 +312,7 @@ def _by_request(spec: RankingSpec, requests: Sequence[bytes], outputs: Mapping[s
 
 @contextmanager
 def _stub(server: ServerProcess) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc_address.removeprefix("grpc://")) as channel:
+    with grpc.insecure_channel(server.grpc_address.removeprefix("grpc://"), CHANNEL_OPTIONS) as channel:
         yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 

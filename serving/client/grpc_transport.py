@@ -13,7 +13,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from serving.client.errors import RankingError, RankingUnavailable, RequestError, TransientFailure, VersionGone
-from serving.client.transport import Metadata, Signature, Tensors, TensorSpec, Transport
+from serving.client.transport import Metadata, Signature, Tensors, TensorSpec, Transport, is_on_this_machine
 
 _ERRORS: dict[grpc.StatusCode, type[RankingError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: VersionGone,
@@ -46,10 +46,11 @@ class GrpcTransport(Transport):
     def __init__(self, address: str, token: str | None = None, ca: str | None = None):
         self.address = address
         scheme, target = address.split("://")
+        options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not is_on_this_machine(address))))
         if scheme == "grpcs":
-            self._channel = grpc.secure_channel(target, _credentials(ca), options=_OPTIONS)
+            self._channel = grpc.secure_channel(target, _credentials(ca), options=options)
         else:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.insecure_channel(target, options=options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._headers = (("authorization", f"Bearer {token}"),) if token else ()
 

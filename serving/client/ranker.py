@@ -47,7 +47,7 @@ class Ranker:
 
     Args:
         address: str. `grpc://host:port` or `http://host:port`; `grpcs://` and `https://` for TLS. gRPC imports
-            TensorFlow for the protos, REST does not.
+            TensorFlow for the protos, REST does not. Proxies of the environment are not used for this machine.
         model: str. The model's name on the server.
         version: int, optional. The only version to use. Defaults to the newest that is served.
         label: str, optional. A version's label on the server, as `canary`.

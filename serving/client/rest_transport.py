@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 
 from serving.client.errors import RankingError, RankingUnavailable, RequestError, TransientFailure, VersionGone
-from serving.client.transport import Metadata, Signature, Tensors, TensorSpec, Transport
+from serving.client.transport import Metadata, Signature, Tensors, TensorSpec, Transport, is_on_this_machine
 
 _DTYPES = {  # that TF Serving reads from JSON
     "DT_BOOL": np.bool_,
@@ -49,6 +49,7 @@ class RestTransport(Transport):
             headers={"Authorization": f"Bearer {token}"} if token else {},
             verify=ssl.create_default_context(cafile=ca) if ca else True,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=not is_on_this_machine(address),
         )
 
     def metadata(self, model: str, version: int | None, label: str | None, timeout: float) -> Metadata:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class Metadata:
 
     version: int
     signatures: Mapping[str, Signature]
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether the address is this machine's own, which no proxy of the environment leads to."""
+    return urlsplit(address).hostname in ("127.0.0.1", "::1", "localhost")
 
 
 class Transport(ABC):

@@ -424,6 +424,14 @@ def test_a_token_goes_with_each_call(server, address, request_of_many, token):
     assert server.tokens == [token and f"Bearer {token}"] * 2
 
 
+def test_this_machine_is_asked_past_the_proxies_of_the_environment(address, request_of_many, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody answers there
+    with Ranker(address, MODEL, **CALM) as ranker:
+        ranker.rank(**request_of_many)
+
+
 # === Mistakes ===
 
 

@@ -15,7 +15,8 @@ import pytest
 import small_problem
 from conftest import repository
 
-UNSERVED = {**small_problem.SPEC["evaluation"], "served_requests": 0}  # it takes as long as all else
+SERVED = {**small_problem.SPEC["evaluation"], "served_requests": 20}
+UNSERVED = {**SERVED, "served_requests": 0}  # a server of its own takes its time
 PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
 
 
@@ -45,7 +46,8 @@ def versions(output: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, subprocess.CompletedProcess]:
     folder = tmp_path_factory.mktemp("pipeline")
-    data, spec = small_problem.write_data(folder / "data"), small_problem.write_spec(folder / "small.yaml")
+    data = small_problem.write_data(folder / "data")
+    spec = small_problem.write_spec(folder / "small.yaml", evaluation=SERVED)
     first = run(spec, data, folder / "out")
     assert first.returncode == 0, first.stdout + first.stderr
     return spec, data, folder / "out", first
@@ -67,7 +69,7 @@ def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     beside = {"small", "models.config", "batching_parameters.txt", "monitoring.config"}
     assert set(os.listdir(output / "serving")) == beside
     assert re.search(
-        r"\nServing: 109 requests of the eval split scored .* rank takes [\d.]+ ms \(median\)", first.stdout
+        r"\nServing: 20 requests of the eval split scored .* rank takes [\d.]+ ms \(median\)", first.stdout
     )
     for task in ("buy", "save", "share"):
         assert f"│ {task} " in first.stdout
@@ -124,7 +126,7 @@ def test_a_worse_task_is_not_blessed_and_named(workplace, tmp_path):
     spec, data, output, _ = workplace
     before = versions(output)
     tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    evaluation = {**small_problem.SPEC["evaluation"], "max_latency_ratio": 1e-6}  # nothing is as fast
+    evaluation = {**SERVED, "max_latency_ratio": 1e-6}  # nothing is as fast
     worse = run(small_problem.write_spec(tmp_path / "small.yaml", tasks=tasks, evaluation=evaluation), data, output)
     assert worse.returncode == 0, worse.stderr
     assert "NOT BLESSED (against the blessed model)" in worse.stdout
@@ -192,7 +194,9 @@ def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
     """Another shape: `id` instead of `group_by`, mostly one candidate a request, no files of tables, other names."""
     readme = (repository() / "README.md").read_text()
     header = re.search(r"```csv\n(.*?)\n", readme)[1]
-    (tmp_path / "mail.yaml").write_text(re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)[1])
+    written = re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)[1]
+    unserved = written.replace("evaluation:\n", "evaluation:\n  served_requests: 0\n")  # the next one is served
+    (tmp_path / "mail.yaml").write_text(unserved)
     rng = np.random.default_rng(0)
     rows = [header]
     for n in range(1800):
@@ -205,7 +209,7 @@ def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
     (tmp_path / "visits.csv").write_text("\n".join(rows) + "\n")
     done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "│ open " in done.stdout and "│ reply " in done.stdout
+    assert "│ open " in done.stdout and "│ reply " in done.stdout and "ServingValidator" not in done.stdout
     assert "strength=[" in done.stdout
 
 
@@ -228,12 +232,12 @@ def test_no_sequences_no_tables_one_candidate_a_request(tmp_path):
             "candidate": [{"name": "strength", "type": "numeric"}],
         },
         "training": {"epochs": 8, "batch_requests": 32, "optimizer": {"learning_rate": 0.01}},
-        "evaluation": {"served_requests": 20},
+        "evaluation": {"served_requests": 10},
     }
     (tmp_path / "mail.yaml").write_text(json.dumps(spec))
     done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "\nBLESSED" in done.stdout
+    assert "\nBLESSED" in done.stdout and "\nServing: 10 requests" in done.stdout
     assert "popularity" not in done.stdout, "the spec names no item"
     assert len(os.listdir(tmp_path / "out" / "serving" / "mail")) == 1
 

@@ -79,7 +79,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with one run."""
     folder = tmp_path_factory.mktemp("report")
     data = small_problem.write_data(folder / "data")
-    printed = run(small_problem.write_spec(folder / "small.yaml"), data, folder / "out")
+    served = {**small_problem.SPEC["evaluation"], "served_requests": 10}
+    printed = run(small_problem.write_spec(folder / "small.yaml", evaluation=served), data, folder / "out")
     assert re.search(r"\nReport: .*/out/reports/small/.*/report.html\n", printed)
     return folder / "out"
 
@@ -118,7 +119,7 @@ def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(
 
 def test_serving_is_reported_where_it_was_tried(output):
     served, unserved = runs(output)
-    assert "109 requests of the eval split scored by every signature as in training" in page(output, served).text
+    assert "10 requests of the eval split scored by every signature as in training" in page(output, served).text
     assert card(output, served)["serving"]["blessed"] is True
     assert {check["over"] for check in card(output, served)["serving"]["checks"]} == {"gRPC", "REST"}
     assert "The model was not served before it was pushed" in page(output, unserved).text

@@ -141,13 +141,32 @@ def trained(requests: list[bytes]) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def validate(model: Path, baseline: Path | None = None, **limits: float):
-    return validate_serving(
-        str(model), str(baseline) if baseline else None, REQUESTS, trained, Limits(SECONDS, **limits)
-    )
+@pytest.fixture(autouse=True)
+def proxies(monkeypatch):
+    """An environment with proxies, where nobody answers: what is on this machine must not be asked through them."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
-def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(good, tmp_path):
+@pytest.fixture
+def validate(tmp_path):
+    def validated(model: Path, baseline: Path | None = None, requests=REQUESTS, scores=trained, **limits: float):
+        folder = tmp_path / "validation"
+        folder.mkdir()
+        bounds = Limits(**{"start_seconds": SECONDS, **limits})
+        files = sorted(path for path in model.rglob("*") if path.is_file())
+        report = validate_serving(
+            str(model), str(baseline) if baseline else None, requests, scores, bounds, str(folder)
+        )
+        tf.io.gfile.rmtree(str(folder))  # as a run does that finds it left behind: it goes through links to folders
+        assert sorted(path for path in model.rglob("*") if path.is_file()) == files
+        return report
+
+    return validated
+
+
+def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(validate, good, tmp_path):
     shutil.copytree(good, tmp_path / "broken")
     (tmp_path / "broken" / "variables" / "variables.index").unlink()
     report = validate(good, tmp_path / "broken")
@@ -169,7 +188,7 @@ def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(good, tmp
     assert report.rank_latency_ms.keys() == {"candidate"}
 
 
-def test_a_signature_with_other_scores_is_found_and_so_is_a_slow_model(good, tmp_path):
+def test_a_signature_with_other_scores_is_found_and_so_is_a_slow_model(validate, good, tmp_path):
     report = validate(write(tmp_path / "off", of_rank=0.01), good, max_latency_ratio=1e-6)
     grpc, rest, latency = report.problems
     assert grpc.startswith(f"rank over gRPC: the trainer's scores within {TOLERANCE:g} are expected. Received: 0.")
@@ -181,22 +200,22 @@ def test_a_signature_with_other_scores_is_found_and_so_is_a_slow_model(good, tmp
     assert len(others) == 4 and max(check["largest_difference"] for check in others) < 1e-6
 
 
-def test_a_model_that_gives_nan_is_found(tmp_path):
+def test_a_model_that_gives_nan_is_found(validate, tmp_path):
     report = validate(write(tmp_path / "nan", bias=float("nan")))
     assert len(report.problems) == len(report.checks) == 6
     assert all("Received: nan for 0." in problem for problem in report.problems)
 
 
-def test_a_trainer_that_gives_nan_is_found_before_anything_is_served(good):
+def test_a_trainer_that_gives_nan_is_found_before_anything_is_served(validate, good):
     scores = [{"open": np.array([0.5, np.nan])}]
-    report = validate_serving(str(good), None, REQUESTS[2:3], lambda _: scores, Limits(SECONDS))
+    report = validate(good, requests=REQUESTS[2:3], scores=lambda _: scores)
     assert report.problems == [
         "trainer: finite scores are expected. Received: others, of open. Lower the learning rate, or look for values "
         "in the data that are not finite."
     ]
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(good, tmp_path):
+def test_a_server_that_does_not_start_is_told_with_its_last_words(validate, good, tmp_path):
     shutil.copytree(good, tmp_path / "broken")
     (tmp_path / "broken" / "variables" / "variables.index").unlink()
     (problem,) = validate(tmp_path / "broken").problems
@@ -206,12 +225,12 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(good, tmp_path
     assert "variables.index is missing" in problem and "\n" not in problem
 
 
-def test_a_server_that_takes_too_long_is_not_waited_for(good):
-    (problem,) = validate_serving(str(good), None, REQUESTS, trained, Limits(0.01)).problems
+def test_a_server_that_takes_too_long_is_not_waited_for(validate, good):
+    (problem,) = validate(good, start_seconds=0.01).problems
     assert problem.startswith("server: it is expected to be up within 0.01 s. Received: it still runs; it said last: ")
 
 
-def test_a_server_that_dies_is_told(good, monkeypatch):
+def test_a_server_that_dies_is_told(validate, good, monkeypatch):
     wait = ServerProcess.wait_until_up
 
     def then_die(server, seconds):

@@ -63,13 +63,16 @@ def ServingValidator(  # noqa: N802
     del code
     path = path_utils.serving_model_path(model.uri)
     shards = tf.io.gfile.glob(os.path.join(artifact_utils.get_split_uri([examples], "eval"), "*.gz"))
-    report = validate_serving(
-        path,
-        path_utils.serving_model_path(baseline.uri) if baseline else None,
-        [record.numpy() for record in tf.data.TFRecordDataset(sorted(shards), "GZIP").take(requests)],
-        lambda found: trainer_scores(load_spec(path), transform_graph.uri, model_run.uri, found),
-        Limits(start_seconds, max_latency_ratio or None),
-    )
+    # Beside the output, where the next run deletes it if this one is killed; a bucket holds no links.
+    with tempfile.TemporaryDirectory(dir=blessing.uri if os.path.isdir(blessing.uri) else None) as folder:
+        report = validate_serving(
+            path,
+            path_utils.serving_model_path(baseline.uri) if baseline else None,
+            [record.numpy() for record in tf.data.TFRecordDataset(sorted(shards), "GZIP").take(requests)],
+            lambda found: trainer_scores(load_spec(path), transform_graph.uri, model_run.uri, found, folder),
+            Limits(start_seconds, max_latency_ratio or None),
+            folder,
+        )
     blessed = not report.problems
     write_json(os.path.join(blessing.uri, REPORT_FILE), {"blessed": blessed, **asdict(report)})
     with tf.io.gfile.GFile(os.path.join(blessing.uri, BLESSED_FILE if blessed else NOT_BLESSED_FILE), "w") as file:
@@ -84,7 +87,9 @@ def load_serving_report(uri: str) -> dict[str, Any]:
         return json.loads(file.read())
 
 
-def trainer_scores(spec: RankingSpec, transform_graph: str, model_run: str, requests: Sequence[bytes]) -> list[Scores]:
+def trainer_scores(
+    spec: RankingSpec, transform_graph: str, model_run: str, requests: Sequence[bytes], folder: str
+) -> list[Scores]:
     """What the Trainer's model gives to requests: no export is between them and Keras.
 
     Args:
@@ -92,6 +97,7 @@ def trainer_scores(spec: RankingSpec, transform_graph: str, model_run: str, requ
         transform_graph: str. Transform's output.
         model_run: str. The folder of the Trainer's `checkpoints`.
         requests: sequence of bytes. Serialized request examples.
+        folder: str. A local one, for a copy of the weights.
 
     Returns:
         Scores a request.
@@ -99,7 +105,7 @@ def trainer_scores(spec: RankingSpec, transform_graph: str, model_run: str, requ
     transform_output = tft.TFTransformOutput(transform_graph)
     preprocess = transform_output.transform_features_layer()
     model = build_model(spec.model, ModelInputs.from_spec(spec, transform_output.vocabulary_size_by_name))
-    _load_best(model, os.path.join(model_run, "checkpoints"))
+    _load_best(model, os.path.join(model_run, "checkpoints"), folder)
     powers = np.array([spec.score_powers.get(task, 0.0) for task in spec.task_names])
     found = []
     for start in range(0, len(requests), BATCH_REQUESTS):
@@ -114,11 +120,10 @@ def trainer_scores(spec: RankingSpec, transform_graph: str, model_run: str, requ
     return found
 
 
-def _load_best(model, folder: str) -> None:
+def _load_best(model, checkpoints: str, folder: str) -> None:
     """The weights that were exported: the best ones, or the last where nothing was watched."""
-    paths = [os.path.join(folder, f"{name}.weights.h5") for name in ("best", "last")]
+    paths = [os.path.join(checkpoints, f"{name}.weights.h5") for name in ("best", "last")]
     path = next(path for path in paths if tf.io.gfile.exists(path))
-    with tempfile.TemporaryDirectory() as local:
-        here = os.path.join(local, "model.weights.h5")
-        tf.io.gfile.copy(path, here)
-        model.load_weights(here)
+    here = os.path.join(folder, "model.weights.h5")
+    tf.io.gfile.copy(path, here)
+    model.load_weights(here)
