@@ -12,7 +12,7 @@ BENCH  := PYTHONWARNINGS=ignore $(PY) -m benchmarks
 NEWEST := .venv-newest
 KUBEFLOW := $(PY) -m tfx_pipeline.kubeflow_runner --spec "$(SPEC)" --data gs://bucket/data --output gs://bucket/onerank --image onerank:test
 BUILD  := requirements/build-constraints.txt
-# A worker has a file's tests. Files come in the order that is given, those that take minutes first: none is last alone.
+# A worker has a file's tests, in the order of their collection: not those of few tests last, which may take minutes.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Keras 3 everywhere: tensorflow_transform asks for Keras 2 where nothing is said.
@@ -35,7 +35,7 @@ serve: $(STAMP)  ## Serve the model that `make demo` pushed, and say how to ask 
 	$(PY) -m tfx_pipeline.serve --spec "$(SPEC)" --output "$(OUT)" $(if $(PORT),--port "$(PORT)") $(if $(REST_PORT),--rest_api_port "$(REST_PORT)")
 
 test: $(STAMP)  ## Run the tests
-	$(PY) $(PYTEST) tests/tfx_pipeline tests/test_notebooks.py tests
+	$(PY) $(PYTEST) tests
 
 setup-airflow: $(AIRFLOW)  ## Add Airflow to .venv (once)
 
