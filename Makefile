@@ -12,6 +12,8 @@ BENCH  := PYTHONWARNINGS=ignore $(PY) -m benchmarks
 NEWEST := .venv-newest
 KUBEFLOW := $(PY) -m tfx_pipeline.kubeflow_runner --spec "$(SPEC)" --data gs://bucket/data --output gs://bucket/onerank --image onerank:test
 BUILD  := requirements/build-constraints.txt
+# A worker has a file's tests, in the order of their collection: not those of few tests last, which may take minutes.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Keras 3 everywhere: tensorflow_transform asks for Keras 2 where nothing is said.
 export TF_USE_LEGACY_KERAS := 0
@@ -33,7 +35,7 @@ serve: $(STAMP)  ## Serve the model that `make demo` pushed, and say how to ask 
 	$(PY) -m tfx_pipeline.serve --spec "$(SPEC)" --output "$(OUT)" $(if $(PORT),--port "$(PORT)") $(if $(REST_PORT),--rest_api_port "$(REST_PORT)")
 
 test: $(STAMP)  ## Run the tests
-	$(PY) -m pytest -n 2 --dist loadfile tests
+	$(PY) $(PYTEST) tests
 
 setup-airflow: $(AIRFLOW)  ## Add Airflow to .venv (once)
 
@@ -49,10 +51,13 @@ kubeflow-test: $(STAMP)  ## Compile the pipeline for Vertex AI and Kubeflow, and
 	$(KUBEFLOW) --target vertex --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).json"
 	$(KUBEFLOW) --target kubeflow --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).yaml"
 
-# Left out there: what takes minutes and hangs on no version, as the same code in `make test` shows.
-ONCE := $(addprefix --ignore=tests/,trainer/test_resume.py transform/test_no_leak.py serving/test_predict_aggregates.py)
+# Left out there: what takes long and hangs on no version of a library, as the same code in `make test` shows.
+# What a request may know, and what is counted of a log: plain Python; test_signatures.py serves counting features.
+ONCE := transform/test_no_leak.py transform/test_aggregates.py serving/test_predict_aggregates.py
+# When a training stops, and how it goes on after a kill: decisions, and processes that end.
+ONCE += trainer/test_resume.py trainer/test_course.py
 test-newest: $(NEWEST)/.installed  ## Run there the tests of what needs no TFX: transform, trainer, serving
-	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile $(ONCE) tests/transform tests/trainer tests/serving
+	$(NEWEST)/bin/python $(PYTEST) $(ONCE:%=--ignore=tests/%) tests/trainer tests/serving tests/transform
 
 fuzz-ops: $(STAMP)  ## Run 1,000 random cases of each C++ operation against the reference
 	PYTHONPATH=. $(PY) tests/trainer/fuzz_ops.py

@@ -310,8 +310,9 @@ def measure_skew(prepared: Prepared, requests: int, folder: Path) -> list[Row]:
     """How far every way to a score is from the Trainer's model, the spec's own with random weights."""
     model = random_model(prepared, FAR)
     export(prepared, model, folder / "1")
+    loaded = tf.saved_model.load(str(folder / "1"))
     with ServerProcess(folder, NAME, folder.with_suffix(".log")) as server:
-        return serving_skew.compare(prepared, model, str(folder / "1"), NAME, server.addresses, requests)
+        return serving_skew.compare(prepared, model, loaded, NAME, server.addresses, requests)
 
 
 def _functions() -> set[str]:

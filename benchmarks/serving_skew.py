@@ -27,14 +27,14 @@ Scores = list[np.ndarray]  # a request each, [N, K + 1]: a probability a task, t
 
 
 def compare(
-    prepared: Prepared, model: RankingModel, path: str, name: str, addresses: Mapping[str, str], most: int
+    prepared: Prepared, model: RankingModel, loaded: Any, name: str, addresses: Mapping[str, str], most: int
 ) -> list[Row]:
     """How far from the Trainer's model each other way is, over requests of the test split.
 
     Args:
         prepared: Prepared.
         model: RankingModel. As the Trainer holds it.
-        path: str. The folder that it was exported to.
+        loaded: the SavedModel that it was exported to.
         name: str. The model's name on the server.
         addresses: mapping. Of a server that serves it, by protocol, `grpc` and `http`.
         most: int. The most requests.
@@ -47,7 +47,6 @@ def compare(
     raw, transformed = _pairs(prepared, most)
     expected = _trained(spec, model, transformed)
     spread = float(np.concatenate(expected)[:, :-1].std(axis=0).min())
-    loaded = tf.saved_model.load(path)
     signatures = loaded.signatures
     ways = {
         SERVING_DEFAULT: _serving_default(spec, signatures, raw),

@@ -6,7 +6,10 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
+import fcntl
 import functools
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,11 @@ import pytest
 import small_problem
 
 from transform.spec import RankingSpec
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs of a pipeline take minutes: they come first, so that no worker is alone with one at the end."""
+    items.sort(key=lambda item: "tfx_pipeline" not in item.path.parts)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,10 +48,32 @@ class Small:
         return ModelInputs.from_spec(self.spec, self.transform_output.vocabulary_size_by_name)
 
 
+Shared = Callable[[str, Callable[[Path], Any]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_plain(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Folders that are made once for all of pytest-xdist's workers, to be read alone: `shared(name, make)`."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, make: Callable[[Path], Any]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
+            if not made.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                made.touch()
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def small_plain(shared: Shared) -> Small:
     """The small problem, where a module has more than one as `small`."""
-    return _prepared(tmp_path_factory.mktemp("small"))
+    return _prepared(shared, "small")
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +82,27 @@ def small(small_plain: Small) -> Small:
 
 
 @pytest.fixture(scope="session")
-def small_counting(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small_counting(shared: Shared) -> Small:
     """The small problem with counting features of every group."""
-    return _prepared(tmp_path_factory.mktemp("counting"), aggregates=small_problem.AGGREGATES)
+    return _prepared(shared, "counting", aggregates=small_problem.AGGREGATES)
 
 
-def _prepared(folder: Path, **changes: Any) -> Small:
+def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
     from benchmarks.prepare import prepare
     from transform.impressions import SPLITS
 
-    data_dir = str(small_problem.write_data(folder / "data"))
-    spec = RankingSpec.load(small_problem.write_spec(folder / "small.yaml", **changes))
-    prepared = prepare(spec, data_dir, folder)
+    def prepared_in(folder: Path) -> Any:
+        return prepare(RankingSpec.load(folder / "small.yaml"), folder / "data", folder)
+
+    def make(folder: Path) -> None:
+        small_problem.write_data(folder / "data")
+        small_problem.write_spec(folder / "small.yaml", **changes)
+        prepared_in(folder)
+
+    folder = shared(name, make)
+    prepared = prepared_in(folder)
     raw, transformed = ({split: prepared.files(kind, split) for split in SPLITS} for kind in ("raw", "transformed"))
-    return Small(spec, data_dir, raw, transformed, prepared.transform_output)
+    return Small(prepared.spec, str(folder / "data"), raw, transformed, prepared.transform_output)
 
 
 @dataclass(frozen=True)
@@ -85,23 +122,32 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(small_plain: Small, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def served(small_plain: Small, shared: Shared) -> Served:
     """A model that takes no more than 40 candidates; its warm-up requests are made of requests of the test split."""
+    return _served(small_plain, shared, "served")
+
+
+@pytest.fixture(scope="session")
+def served_counting(small_counting: Small, shared: Shared) -> Served:
+    """The same with counting features."""
+    return _served(small_counting, shared, "served_counting")
+
+
+def _served(small: Small, shared: Shared, name: str) -> Served:
     import tensorflow as tf
 
-    serving = small_plain.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
-    spec = small_plain.spec.model_copy(update={"serving": serving})
-    records = [record.numpy() for record in tf.data.TFRecordDataset(small_plain.raw["test"], "GZIP").take(2)]
-    return export(small_plain, spec, tmp_path_factory.mktemp("served"), records)
-
-
-def export(small: Small, spec: RankingSpec, folder: Path, requests: Any = ()) -> Served:
-    """Exports a model of a variant of the small problem's spec."""
     from serving.export import export_model
 
-    model, path = far_from_start(small, spec), str(folder / "1")
-    export_model(spec, model, small.transform_output.transform_features_layer(), path, requests)
-    return Served(spec, model, path)
+    serving = small.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
+    spec = small.spec.model_copy(update={"serving": serving})
+    model = far_from_start(small, spec)
+
+    def make(folder: Path) -> None:
+        records = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP").take(2)]
+        preprocess = small.transform_output.transform_features_layer()
+        export_model(spec, model, preprocess, str(folder / "1"), records)
+
+    return Served(spec, model, str(shared(name, make) / "1"))
 
 
 def far_from_start(small: Small, spec: RankingSpec, by: float = 0.3) -> Any:

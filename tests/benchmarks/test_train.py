@@ -8,15 +8,11 @@ from benchmarks.keras_attention import KerasAttentionOneRank
 from trainer.layers.token_dense import TokenDense
 from trainer.ops import fused
 
-SMALL = {"b": 4, "n": 3, "u": 6, "d": 16, "layers": 2}
+SMALL = {"b": 4, "n": 3, "u": 6, "d": 16}
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return train.deep_problem(**SMALL)
-
-
-def test_the_model_on_keras_attention_is_the_same_model(problem):
+def test_the_model_on_keras_attention_is_the_same_model():
+    problem = train.deep_problem(**SMALL, layers=2)
     model, generator = problem.make(), np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0, 0.3, variable.shape))
@@ -30,7 +26,8 @@ def test_the_model_on_keras_attention_is_the_same_model(problem):
 
 
 @pytest.mark.skipif(fused.unavailable() is not None, reason="the fused attention is not built")
-def test_it_compares_ways_and_says_when_one_learns_something_else(problem, monkeypatch):
+def test_it_compares_ways_and_says_when_one_learns_something_else():
+    problem = train.deep_problem(**SMALL, layers=1)
     ways = {name: train.WAYS[name] for name in ("fused", "portable", "recomputed", "Keras dense", "Keras MHA")}
     ours = TokenDense.call
     rows = train.compare(problem, ways, rounds=2)

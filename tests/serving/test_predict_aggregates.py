@@ -5,29 +5,19 @@ import os
 import shutil
 from datetime import date
 
-import keras
 import numpy as np
 import pytest
 
 from serving import predict
-from serving.export import export_model
-from trainer.models.registry import build_model
 from transform.aggregates import export_tables
 
 DAY = 8  # of the log's last requests; day 1 is the second of January 1970
 LABELS = ("bought", "saved", "shared")
 
 
-@pytest.fixture(scope="module")
-def model_dir(small_counting, tmp_path_factory) -> str:
-    keras.utils.set_random_seed(3)
-    model = build_model(small_counting.spec.model, small_counting.inputs())
-    for variable in model.trainable_variables:
-        variable.assign(np.random.default_rng(len(variable.path)).normal(0, 0.3, variable.shape))
-    path = tmp_path_factory.mktemp("model") / "1"
-    preprocess = small_counting.transform_output.transform_features_layer()
-    export_model(small_counting.spec, model, preprocess, str(path))
-    return str(path)
+@pytest.fixture
+def model_dir(served_counting) -> str:
+    return served_counting.path
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,13 +29,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
-from serving.export import export_model
 from serving.server import __main__ as command
 from serving.server.batching_parameters import BatchingParameters
 from serving.server.errors import ServerError
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
-from trainer.models.registry import build_model
+from serving.warmup import WARMUP_FILE
 
 TOLERANCE = 1e-6
 
@@ -43,15 +43,13 @@ TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="module")
-def real(small, tmp_path_factory):
+def real(small, served, tmp_path_factory):
     """A served ranking model, the signatures as they are called directly, and its requests."""
     base = tmp_path_factory.mktemp("real")
-    model = build_model(small.spec.model, small.inputs())
-    export_model(small.spec, model, small.transform_output.transform_features_layer(), str(base / "7"))
-    loaded = tf.saved_model.load(str(base / "7"))
+    shutil.copytree(served.path, base / "7", ignore=shutil.ignore_patterns(WARMUP_FILE))
     with serving(base) as server:
         requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP").take(5)]
-        yield server, loaded, requests
+        yield server, served.loaded, requests
 
 
 def _inputs_of(loaded, name: str, requests: list[bytes]) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import export
 from raw_requests import constants, raw_inputs, request_examples
 
 from serving.export import load_spec, newest_version
@@ -28,10 +27,8 @@ def small(request):
 
 
 @pytest.fixture(scope="module")
-def exported(request, small, tmp_path_factory):
-    if small.spec.aggregates:
-        return export(small, small.spec, tmp_path_factory.mktemp("export"))
-    return request.getfixturevalue("served")
+def exported(request, small):
+    return request.getfixturevalue("served_counting" if small.spec.aggregates else "served")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def compare(small, served):
     prepared = Prepared(small.spec, Path(small.raw["test"][0]).parents[2])
     with serving(Path(served.path).parent) as server:
         addresses = {"grpc": f"grpc://127.0.0.1:{server.grpc_port}", "http": f"http://127.0.0.1:{server.rest_port}"}
-        yield lambda model, most: serving_skew.compare(prepared, model, served.path, NAME, addresses, most)
+        yield lambda model, most: serving_skew.compare(prepared, model, served.loaded, NAME, addresses, most)
 
 
 def test_every_way_gives_the_trainers_scores(served, compare):

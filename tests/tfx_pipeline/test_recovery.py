@@ -97,7 +97,8 @@ def test_a_run_that_was_killed_is_taken_up_where_it_was(tmp_path):
 
     data, output = small_problem.write_data(tmp_path / "data"), tmp_path / "out"
     training = {**small_problem.SPEC["training"], "checkpoint_every": 4, "epochs": 2}
-    spec = small_problem.write_spec(tmp_path / "small.yaml", training=training, evaluation=UNSERVED)
+    sections = {"model": {"name": "din"}, "training": training, "evaluation": UNSERVED}
+    spec = small_problem.write_spec(tmp_path / "small.yaml", **sections)
     arguments = ["--spec", str(spec), "--data", str(data)]
     killed = killed_in("Trainer", "trainer.diagnostics:GradientProbe.before_step", 7, output, *arguments)
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
