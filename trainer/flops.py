@@ -134,7 +134,8 @@ def _trace(model: RankingModel, requests: int, candidates: int, events: int, ker
 
     signature = keras.tree.map_structure(describe, empty_batch(model.inputs_spec, candidates, events))
     with use_kernels(kernel):
-        return tf.function(lambda batch: model(batch, training=False), autograph=False).get_concrete_function(signature).graph
+        forward = tf.function(lambda batch: model(batch, training=False), autograph=False)
+        return forward.get_concrete_function(signature).graph
 
 
 def _needed(outputs: Iterable[Any], through_stops: bool = True) -> dict[str, Any]:
