@@ -23,8 +23,9 @@ from serving.export import ASSETS_EXTRA, SPEC_FILE
 from serving.raw_inputs import input_specs
 from serving.server.server_process import ServerProcess
 from serving.warmup import WARMUP_FILE, warmup_requests
+from tfx_pipeline import serving_validation
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
-from tfx_pipeline.serving_validation import TOLERANCE, Limits, validate_serving
+from tfx_pipeline.serving_validation import Limits, validate_serving
 from transform import examples
 from transform.spec import RankingSpec
 
@@ -186,12 +187,28 @@ def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(validate,
     assert max(check["largest_difference"] for check in report.checks) < 1e-6
     assert report.warmup_requests == 6 * 3 - 2, "three sizes; encode_context knows of no candidates"
     assert report.rank_latency_ms.keys() == {"candidate"}
+    (problem,) = validate(good, tmp_path / "broken", max_latency_ratio=2.0).problems
+    assert "variables.index is missing" in problem and "A latency to compare with is expected" in problem
+
+
+def test_small_scores_are_compared_by_their_own_size(validate, good, tmp_path):
+    def rare(requests):
+        return [{name: values * 1e-6 for name, values in scores.items()} for scores in trained(requests)]
+
+    problems = validate(write(tmp_path / "nothing", bias=-60.0), scores=rare).problems
+    assert len(problems) == 6 and all("e-07, `" in problem for problem in problems)
+
+
+def test_a_model_that_answers_too_slowly_is_not_asked_for_hours(validate, good, monkeypatch):
+    monkeypatch.setattr(serving_validation, "REPLAY_SECONDS", 0.0)
+    (problem,) = validate(good).problems
+    assert "rank over gRPC: scores are expected. Received: TimeoutError: all requests are to be answered" in problem
 
 
 def test_a_signature_with_other_scores_is_found_and_so_is_a_slow_model(validate, good, tmp_path):
     report = validate(write(tmp_path / "off", of_rank=0.01), good, max_latency_ratio=1e-6)
     grpc, rest, latency = report.problems
-    assert grpc.startswith(f"rank over gRPC: the trainer's scores within {TOLERANCE:g} are expected. Received: 0.")
+    assert grpc.startswith("rank over gRPC: the trainer's scores within 1e-05 and 0.1% are expected. Received: 0.")
     assert "`open` of candidate " in grpc and " in v" in grpc
     assert rest.startswith("rank over REST: ")
     assert latency.startswith("rank: a median latency of at most 1e-06 times the blessed model's is expected")
