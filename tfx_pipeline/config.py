@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from transform.spec import RankingSpec
@@ -18,7 +18,8 @@ class PipelineConfig:
         data_dir: str. The folder that the spec's paths are relative to.
         output_dir: str. Artifacts, metadata and pushed models go below it.
         allow_anomalies: bool. Whether a run goes on when the data break the schema. Defaults to `False`.
-        beam_args: tuple of str. Options of the Beam runner. Defaults to the in-memory DirectRunner.
+        beam_args: tuple of str. Options of the Beam runner. Defaults to none: the in-memory DirectRunner. Where there
+            are any, TFX packs its own code for each component that uses Beam, and leaves 50 MB in the temporary folder.
         target: str. Who keeps the metadata and finds the baseline. Defaults to `"tfx"`, for runners that launch
             components by TFX: an SQLite file below `output_dir`, and `BlessedBaselineStrategy`. `"vertex"`: Vertex AI,
             which knows TFX's own strategies alone. `"kubeflow"`: Kubeflow Pipelines, which knows none: no baseline.
@@ -28,7 +29,7 @@ class PipelineConfig:
     data_dir: str
     output_dir: str
     allow_anomalies: bool = False
-    beam_args: tuple[str, ...] = field(default=("--runner=DirectRunner", "--direct_running_mode=in_memory"))
+    beam_args: tuple[str, ...] = ()
     target: Literal["tfx", "vertex", "kubeflow"] = "tfx"
 
     @property

@@ -149,7 +149,7 @@ def evaluate(tmp_path_factory, inputs):
             {"baseline_model": [model_artifact(baseline)]} if baseline else {}
         )
         context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"],
+            beam_pipeline_args=[],
             tmp_dir=str(folder / "tmp"),
             unique_id="1",
         )
