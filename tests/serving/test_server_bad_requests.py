@@ -81,6 +81,18 @@ def as_content(proto):
     del proto.string_val[:]
 
 
+def repeated(name: bytes, count: int):
+    """A request to `typed` of so many rows that says its name once."""
+    message = typed(
+        name=np.array([name], object),
+        count=np.zeros((count, 1), np.int64),
+        pair=np.zeros((count, 2), np.float32),
+        flag=np.zeros(count, bool),
+    )
+    message.inputs["name"].tensor_shape.dim[0].size = count
+    return message
+
+
 def metadata(*fields, model=NAME, version=None):
     message = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
     message.model_spec.name = model
@@ -169,6 +181,13 @@ CALLS = [
         "one value for too many", x_with(content=b"", values=[1], sizes=[MOST_BYTES // 4 + 1]), INVALID, "`x`: at most"
     ),
     Call("sizes beyond 64 bits", x_with(content=b"", values=[1], sizes=[2**62]), INVALID, "`x`: at most"),
+    Call("one string for many", repeated(b"x" * MOST_STRING, MOST_BYTES // MOST_STRING), OK),
+    Call(
+        "one string for too many",
+        repeated(b"x" * MOST_STRING, MOST_BYTES // MOST_STRING + 1),
+        INVALID,
+        f"`name`: strings of at most {MOST_BYTES} bytes together",
+    ),
     Call("string at its longest", typed(name=np.array([b"x" * MOST_STRING, b""], object)), OK),
     Call(
         "string too long",
