@@ -94,10 +94,8 @@ def to_array(proto: Any, spec: TensorSpec, max_bytes: int) -> np.ndarray:
             f"input `{spec.name}`: {count} values in {field or 'tensor_content'} for shape {list(shape)} are expected. "
             f"Received: {received}."
         )
-    if not count:
-        return np.empty(shape, dtype)
     try:
-        return tf.make_ndarray(proto)
+        return tf.make_ndarray(proto) if count else np.empty(shape, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise invalid(f"input `{spec.name}`: {spec} is expected. Received: {error}.") from error
 
