@@ -10,14 +10,14 @@ import grpc
 import numpy as np
 
 from serving.server.batching_parameters import BatchingParameters
-from serving.server.errors import RequestError
+from serving.server.errors import RequestError, invalid
 from serving.server.loaded_version import LoadedVersion
 from serving.server.metrics import Metrics
 from serving.server.signature import Arrays, Signature
 from serving.server.work_queue import NO_DEADLINE, WorkQueue, late
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
     version: LoadedVersion
     signature: Signature
@@ -32,8 +32,8 @@ class Batcher:
     """Joins requests to one signature of one version along their first axis.
 
     Requests wait for others up to a timeout or until the batch is full. Each gets its own rows of the outputs. Where
-    lists are padded, behind and with zeros or "", a request's outputs are as long as the longest of its batch, as in TF
-    Serving. If the model refuses a batch, its requests are tried one by one.
+    lists are padded, behind and with their tensor's first value, a request's outputs are as long as the longest of its
+    batch, as in TF Serving. If a batch is refused, its requests are tried one by one.
 
     Args:
         work: WorkQueue.
@@ -57,16 +57,19 @@ class Batcher:
         """The outputs of a request, which is joined with others where that is possible.
 
         Raises:
-            RequestError: what TensorFlow says; RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED.
+            RequestError: what TensorFlow says; INVALID_ARGUMENT for more rows than a batch may have;
+                RESOURCE_EXHAUSTED; DEADLINE_EXCEEDED.
         """
-        rows = len(next(iter(inputs.values()))) if signature.batchable else 0
-        if not 0 < rows < self._parameters.max_batch_size:
+        rows, most = len(next(iter(inputs.values()))) if signature.batchable else 0, self._parameters.max_batch_size
+        if rows > most:
+            raise invalid(f"Task size {rows} is larger than maximum input batch size {most}")  # as in TF Serving
+        if rows in (0, most):
             return await self._work.run(lambda: version.run(signature, inputs), deadline, bounded=False)
         if self._waiting >= self._most_waiting:
             raise RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._waiting} requests wait already.")
         pads = self._parameters.pad_variable_length_inputs
         key = (version, signature.name, () if pads else tuple(array.shape[1:] for array in inputs.values()))
-        if key in self._open and self._open[key].rows + rows > self._parameters.max_batch_size:
+        if key in self._open and self._open[key].rows + rows > most:
             self._close(key)
         loop = asyncio.get_running_loop()
         if key not in self._open:
@@ -74,7 +77,7 @@ class Batcher:
             loop.call_later(self._parameters.batch_timeout_micros / 1e6, self._close, key, batch)
         answer: asyncio.Future = loop.create_future()
         self._open[key].requests.append((inputs, rows, deadline, answer))
-        if self._open[key].rows >= self._parameters.max_batch_size:
+        if self._open[key].rows >= most:
             self._close(key)
         self._waiting += 1
         try:
@@ -85,7 +88,7 @@ class Batcher:
             self._waiting -= 1
 
     def _close(self, key: tuple, batch: _Batch | None = None) -> None:
-        if key in self._open and batch in (None, self._open[key]):
+        if key in self._open and (batch is None or batch is self._open[key]):
             task = asyncio.create_task(self._answer(self._open.pop(key)))
             self._tasks.add(task)  # the loop itself would let go of it
             task.add_done_callback(self._tasks.discard)
@@ -145,15 +148,18 @@ def _is_invalid(error: Exception) -> bool:
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays below each other, padded behind to the longest of each other axis."""
+    """The arrays below each other, each padded behind, with its own first value, to the longest of each other axis."""
     if len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
     shape = np.max([array.shape for array in arrays], axis=0)
-    filler = b"" if arrays[0].dtype == object else 0
-    padded = np.full((sum(map(len, arrays)), *shape[1:]), filler, arrays[0].dtype)
+    padded = np.empty((sum(map(len, arrays)), *shape[1:]), arrays[0].dtype)
     start = 0
     for array in arrays:
-        place = (slice(start, start + len(array)), *map(slice, array.shape[1:]))
-        padded[place] = array
+        rows = padded[start : start + len(array)]
+        if rows.size:
+            if not array.size:
+                raise invalid("a tensor without elements is not joined with others that have some.")
+            rows[...] = array.flat[0]
+            rows[(slice(None), *map(slice, array.shape[1:]))] = array
         start += len(array)
     return padded

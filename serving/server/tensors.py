@@ -72,6 +72,14 @@ def to_array(proto: Any, spec: TensorSpec, max_bytes: int) -> np.ndarray:
         raise invalid(
             f"input `{spec.name}`: at most {max_bytes} bytes are expected. Received: {spec.dtype.name} {list(shape)}."
         )
+    if spec.holds_strings and proto.string_val:
+        missing = max(0, count - len(proto.string_val))
+        received_bytes = sum(map(len, proto.string_val)) + missing * len(proto.string_val[-1])
+        if received_bytes > max_bytes:  # each is copied when it is fed
+            raise invalid(
+                f"input `{spec.name}`: strings of at most {max_bytes} bytes together are expected. "
+                f"Received: {received_bytes} bytes, as the last of {len(proto.string_val)} stands for {missing} more."
+            )
     if proto.tensor_content and not spec.holds_strings:
         if len(proto.tensor_content) != count * dtype.itemsize:
             raise invalid(
@@ -86,10 +94,8 @@ def to_array(proto: Any, spec: TensorSpec, max_bytes: int) -> np.ndarray:
             f"input `{spec.name}`: {count} values in {field or 'tensor_content'} for shape {list(shape)} are expected. "
             f"Received: {received}."
         )
-    if not count:
-        return np.empty(shape, dtype)
     try:
-        return tf.make_ndarray(proto)
+        return tf.make_ndarray(proto) if count else np.empty(shape, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise invalid(f"input `{spec.name}`: {spec} is expected. Received: {error}.") from error
 

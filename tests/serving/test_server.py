@@ -6,7 +6,6 @@ import base64
 import datetime
 import ipaddress
 import json
-import os
 import re
 import shutil
 import signal
@@ -30,8 +29,9 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
 from serving.server import __main__ as command
+from serving.server.batcher import _joined
 from serving.server.batching_parameters import BatchingParameters
-from serving.server.errors import ServerError
+from serving.server.errors import RequestError, ServerError
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 from serving.warmup import WARMUP_FILE
@@ -69,7 +69,15 @@ def _inputs_of(loaded, name: str, requests: list[bytes]) -> dict[str, np.ndarray
     return inputs
 
 
-SIGNATURES = ["serving_default", "rank", "encode_context", "rank_with_context", "transform_features"]
+SIGNATURES = [
+    "serving_default",
+    "rank",
+    "encode_context",
+    "rank_with_context",
+    "summarize_candidates",
+    "score_summary",
+    "transform_features",
+]
 
 
 def _directly(loaded, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -344,12 +352,16 @@ def test_requests_are_joined_and_each_gets_its_rows(base, tmp_path):
         with ThreadPoolExecutor(3) as threads:
             answers = list(threads.map(lambda x: client.predict(request("limited", x=x))[0], sent))
         for x, outputs in zip(sent, answers, strict=True):
-            assert outputs["sum"].tolist() == [row.sum() for row in x]
-            assert outputs["x"].shape == (len(x), 3), "as long as the longest of the batch"
+            padding = [[x[0, 0]] * (3 - x.shape[1])] * len(x)
+            assert outputs["x"].tolist() == np.append(x, padding, axis=1).tolist(), "as long as the longest of the batch"
+            assert outputs["sum"].tolist() == outputs["x"].sum(axis=1).tolist()
         assert _metric(server, "serving_batch_rows_count") == 1
         assert _metric(server, "serving_batch_rows_sum") == 6
         assert client.predict(request("one", x=floats([1, 2, 3])))[0]["sum"].tolist() == [6.0], "fixed: not joined"
-        assert client.predict(request("limited", x=floats(*[[1]] * 7)))[0]["sum"].shape == (7,), "large: not joined"
+        assert client.predict(request("limited", x=floats(*[[1]] * 6)))[0]["sum"].shape == (6,), "a batch of its own"
+        with pytest.raises(grpc.RpcError, match="Task size 7 is larger than maximum input batch size 6") as caught:
+            client.predict(request("limited", x=floats(*[[1]] * 7)))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_bad_request_spoils_no_other_of_its_batch(base, tmp_path):
@@ -383,6 +395,26 @@ def test_signatures_whose_outputs_have_no_rows_are_not_joined_in_silence(base):
     with serving(base, enable_batching=True) as server, pytest.raises(grpc.RpcError) as caught:
         Client(server.grpc_port).predict(request("uneven", x=floats(1, 2)))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "`sum`" in caught.value.details()
+
+
+@pytest.mark.parametrize("dtype", [object, np.float32])
+def test_padding_is_a_tensors_own_first_value(dtype):
+    arrays = [np.array([[[1, 2]]], dtype), np.array([[[3], [4]], [[5], [6]]], dtype)]
+    assert _joined(arrays).tolist() == [[[1, 2], [1, 1]], [[3, 3], [4, 3]], [[5, 3], [6, 3]]]
+    with pytest.raises(RequestError, match="without elements"):
+        _joined([*arrays, np.empty((1, 0, 1), dtype)])
+    assert _joined([np.empty((1, 0, 1), dtype), np.empty((2, 0, 2), dtype)]).shape == (3, 0, 2)
+
+
+def test_a_batch_that_is_full_is_not_taken_for_the_next(base, tmp_path, caplog):
+    parameters = tmp_path / "batching_parameters.txt"
+    parameters.write_text("max_batch_size { value: 3 } batch_timeout_micros { value: 500000 }")
+    with serving(base, enable_batching=True, batching_parameters_file=str(parameters)) as server:
+        client = Client(server.grpc_port)
+        with ThreadPoolExecutor(2) as threads:
+            answers = list(threads.map(lambda x: client.predict(request(x=x))[0], [floats(1, 2), floats(3, 4)]))
+    assert [outputs["y"].tolist() for outputs in answers] == [[1.0, 2.0], [3.0, 4.0]]
+    assert "Batcher" not in caplog.text, "what a timer raises, only the log has"
 
 
 @pytest.mark.parametrize("text", ["max_batch_size { value: many }", "max_batch_size", "pad_variable_length_inputs: 3"])
@@ -528,4 +560,3 @@ def test_help_names_every_option(capsys):
         command.main(["--help"])
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in ServerOptions.__dataclass_fields__)
-    assert os.path.exists(command.__file__)
