@@ -18,6 +18,9 @@ class CurrentModel:
 
     One thread asks; the others go on with the version that they know. Without one, they wait for the answer.
 
+    Behind one address there may be servers that load a new version at their own pace. The version before is kept, for
+    the time in which one of them names a version that another doesn't have yet.
+
     Args:
         transport: Transport.
         model: str. The model's name.
@@ -30,6 +33,7 @@ class CurrentModel:
         self._transport, self._model, self._version, self._label = transport, model, version, label
         self._refresh = refresh
         self._known: ModelInterface | None = None
+        self._other: ModelInterface | None = None  # that was known before
         self._asked = 0.0
         self._asking = threading.Lock()
 
@@ -55,19 +59,30 @@ class CurrentModel:
             known = self._known if self._known is not gone else None
             if known and self._is_fresh():  # somebody has asked meanwhile
                 return known
-            return self._ask(deadline, known)
+            return self._ask(deadline, known, gone)
         finally:
             self._asking.release()
 
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._asked < self._refresh
 
-    def _ask(self, deadline: Deadline, known: ModelInterface | None) -> ModelInterface:
+    def _ask(self, deadline: Deadline, known: ModelInterface | None, gone: ModelInterface | None) -> ModelInterface:
         metadata = deadline.keep_trying(
             lambda timeout: self._transport.metadata(self._model, self._version, self._label, timeout)
         )
-        if known is None or known.version != metadata.version:
-            self._known = known = ModelInterface(self._model, metadata)
-            _log.info("Model `%s`: version %d answers.", self._model, known.version)
         self._asked = time.monotonic()
+        other = known or self._other
+        if gone and other and metadata.version == gone.version != other.version:
+            _log.warning(
+                "Model `%s`: version %d is named, but not all servers have it: version %d until they are asked again.",
+                self._model,
+                gone.version,
+                other.version,
+            )
+            self._other, self._known = gone, other
+            return other
+        if known is None or known.version != metadata.version:
+            known = ModelInterface(self._model, metadata)
+            self._other, self._known = self._known, known
+            _log.info("Model `%s`: version %d answers.", self._model, known.version)
         return known

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fault_proxy import FaultProxy
+from tiny_model import until
 
 from serving import signatures
 from serving.client import (
@@ -302,6 +303,39 @@ def test_requests_go_on_while_the_server_is_asked_for_its_version(server, addres
         finally:
             answer.set()
         assert waiting.result(60).version == 1
+
+
+def test_servers_that_load_a_version_one_after_the_other(models, real_server, server, request_of_many, monkeypatch):
+    """Calls go to the two in turn, so that one names a version that the other, which is asked next, doesn't have."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    slow = FaultProxy(real_server, served={1}).start()
+    both = ",".join(proxy.address("grpc").removeprefix("grpc://") for proxy in (server, slow))
+    try:
+        with Ranker(f"grpc://ipv4:{both}", MODEL, deadline=60, refresh=0) as ranker:
+            until(lambda: ranker.rank(**request_of_many) and server.calls and slow.calls)
+            server.served = {1, 2}
+            for _ in range(4):
+                for who in ({}, WHO, {}):  # of two and of three calls: each server is the first in turn
+                    assert ranker.rank(**request_of_many, **who).version == 1
+            slow.served = {1, 2}
+            assert ranker.rank(**request_of_many).version == 2
+    finally:
+        slow.stop()
+
+
+def test_the_version_before_is_used_until_the_next_refresh(server, ranker, request_of_many, caplog):
+    ranker.rank(**request_of_many)
+    server.served = {2}
+    assert ranker.rank(**request_of_many).version == 2
+    server.served = {1, 2}
+    server.faults = [(grpc.StatusCode.NOT_FOUND, "gone")]
+    server.calls.clear()
+    assert [ranker.rank(**request_of_many).version for _ in range(2)] == [1, 1]
+    assert server.calls == ["rank", "metadata", "rank", "rank"]
+    assert caplog.messages == [
+        "Model `small`: version 2 is named, but not all servers have it: version 1 until they are asked again."
+    ]
 
 
 def test_a_pinned_version_is_the_only_one(models, server, address, serialized, request_of_many):
