@@ -7,10 +7,13 @@ import threading
 import time
 
 from serving.client.deadline import Deadline
+from serving.client.errors import RankingError
 from serving.client.model_interface import ModelInterface
 from serving.client.transport import Transport
 
 _log = logging.getLogger(__name__)
+
+SHARE = 1 / 4  # of a request's time, for asking when a version is known that the request can do with
 
 
 class CurrentModel:
@@ -35,6 +38,7 @@ class CurrentModel:
         self._known: ModelInterface | None = None
         self._other: ModelInterface | None = None  # that was known before
         self._asked = 0.0
+        self._failing = False
         self._asking = threading.Lock()
 
     def get(self, deadline: Deadline, gone: ModelInterface | None = None) -> ModelInterface:
@@ -48,7 +52,7 @@ class CurrentModel:
             ModelInterface.
 
         Raises:
-            RankingUnavailable: when the server doesn't answer, or doesn't have the model.
+            RankingUnavailable: when the server doesn't answer, or doesn't have the model, and no version is known.
         """
         known = self._known if self._known is not gone else None
         if known and self._is_fresh():
@@ -59,7 +63,21 @@ class CurrentModel:
             known = self._known if self._known is not gone else None
             if known and self._is_fresh():  # somebody has asked meanwhile
                 return known
-            return self._ask(deadline, known, gone)
+            answer = self._ask(Deadline(SHARE * deadline.remaining()) if known else deadline, known, gone)
+            self._failing = False
+            return answer
+        except RankingError as error:
+            if not known:
+                raise
+            if not self._failing:
+                _log.warning(
+                    "Model `%s`: version %d goes on, asking for a newer one failed: %s",
+                    self._model,
+                    known.version,
+                    error,
+                )
+            self._failing, self._asked = True, time.monotonic()
+            return known
         finally:
             self._asking.release()
 

@@ -338,6 +338,20 @@ def test_the_version_before_is_used_until_the_next_refresh(server, ranker, reque
     ]
 
 
+def test_asking_for_a_newer_version_may_fail(server, address, request_of_many, caplog):
+    wake = threading.Event()
+    with Ranker(address, MODEL, deadline=8, refresh=0) as ranker:
+        try:
+            ranker.rank(**request_of_many)
+            for fault in (wake.wait, (grpc.StatusCode.INTERNAL, "broken"), None, (grpc.StatusCode.INTERNAL, "again")):
+                server.faults = [fault]
+                assert ranker.rank(**request_of_many).version == 1
+        finally:
+            wake.set()
+    first, second = caplog.messages  # one until it succeeds
+    assert "version 1 goes on" in first and "broken" not in first and "again" in second
+
+
 def test_a_pinned_version_is_the_only_one(models, server, address, serialized, request_of_many):
     server.served = {1, 2}
     with Ranker(address, MODEL, version=1, **CALM) as ranker:
