@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from fault_proxy import FaultProxy
+from fault_proxy import FaultProxy, QuietServer
 from tiny_model import until
 
 from serving import signatures
@@ -425,6 +426,32 @@ def test_a_server_that_hangs_is_given_up_at_the_deadline(server, address, reques
         finally:
             wake.set()
     assert server.calls == ["metadata"]
+
+
+def test_an_answer_that_trickles_is_given_up_at_the_deadline():
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+
+        def log_message(self, *_):
+            pass
+
+    slow = QuietServer(("127.0.0.1", 0), Trickle)
+    threading.Thread(target=slow.serve_forever, args=(0.02,), daemon=True).start()
+    transport = rest_transport.RestTransport(f"http://127.0.0.1:{slow.server_address[1]}")
+    try:
+        started = time.monotonic()
+        with pytest.raises(RankingUnavailable, match="within the deadline"):
+            transport.metadata(MODEL, None, None, timeout=0.5)
+        assert time.monotonic() - started < 5
+    finally:
+        transport.close()
+        slow.shutdown()
+        slow.server_close()
 
 
 def test_a_server_that_was_away_is_found_again(models, server, ranker, serialized, request_of_many):
