@@ -198,6 +198,9 @@ class Ranker:
             return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), count, False)
         key = None if who is None else ContextKey(model.model, model.version, *who)
         known = self.cache.get(key) if key else None
+        if known is not None and not model.fits(known):
+            _log.warning("The context kept under %s is not one of the model's: it is encoded anew.", key)
+            known = None
         encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
         if key and known is None:
             self.cache.put(key, encoded)

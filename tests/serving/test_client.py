@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fault_proxy import FaultProxy, QuietServer
+from tensorflow.core.framework import types_pb2
 from tiny_model import until
 
 from serving import signatures
 from serving.client import (
+    ContextKey,
     Ranker,
     RankingUnavailable,
     RequestError,
@@ -223,6 +225,29 @@ def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, r
         ranking = ranker.rank(**request_of_many, user_key=who[0], history_version=who[1])
     assert ranking.context_cached
     assert server.calls.count("encode_context") == 3
+
+
+@pytest.mark.parametrize("change", ["name", "dtype", "rank"])
+def test_a_kept_context_of_another_form_is_encoded_anew(ranker, request_of_many, change, caplog):
+    key = ContextKey(MODEL, 1, *map(str, WHO.values()))
+    ranking = ranker.rank(**request_of_many, **WHO)
+    context = dict(ranker.cache.get(key))
+    name = next(name for name, array in context.items() if array.dtype == np.float32)
+    array = context.pop(name)
+    if change != "name":
+        context[name] = array.astype(np.float16) if change == "dtype" else array[0]
+    ranker.cache.put(key, context)
+    first, second = (ranker.rank(**request_of_many, **WHO) for _ in range(2))
+    assert [first.context_cached, second.context_cached] == [False, True]
+    np.testing.assert_allclose(first.score, ranking.score, atol=TOLERANCE)
+    assert len(caplog.messages) == 1 and "encoded anew" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "bool", "int32", "int64"])
+def test_dtypes_are_named_as_tensorflow_does(dtype):
+    dtype = tf.as_dtype(dtype)
+    array = np.zeros(1, dtype.as_numpy_dtype)
+    assert model_interface._dtype(array) == types_pb2.DataType.Name(dtype.as_datatype_enum)
 
 
 def test_threads_share_a_ranker(small, models, address, ranker, serialized):
