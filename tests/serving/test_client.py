@@ -548,6 +548,11 @@ def test_a_mistake_is_told_before_anything_is_sent(server, ranker, request_of_ma
     [
         ({"address": "localhost:8500"}, "address: grpc://host:port"),
         ({"address": "grpc://localhost"}, "address: grpc://host:port"),
+        ({"address": "http://host:85x"}, "address: grpc://host:port"),
+        ({"address": "http://[::1:8501"}, "address: grpc://host:port"),
+        ({"address": "grpc://[::1:8500"}, "address: grpc://host:port"),
+        ({"token": "a\nb"}, "token: printable ASCII"),
+        ({"token": "\u00fc"}, "token: printable ASCII"),
         ({"address": "https://host", "ca": "/no/such/file"}, "ca: a readable file of certificates"),
         ({"address": "grpcs://host:1", "ca": "/no/such/file"}, "ca: a readable file of certificates"),
         ({"address": "http://host", "ca": "/no/such/file"}, "Write https://"),
@@ -596,6 +601,15 @@ def test_the_program_tells_mistakes_in_a_line(address, request_text, text, tmp_p
     assert run_main(request_text, address, tmp_path) == 1
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and text in said.err and said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.parametrize("flag", ["--request", "--token_file"])
+def test_the_program_tells_a_file_that_is_no_text(flag, tmp_path, capsys):
+    path = tmp_path / "latin"
+    path.write_bytes(b"\xfc")
+    assert run_main({}, "http://127.0.0.1:9", tmp_path, flag, str(path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {flag}: a readable file in UTF-8 is expected") and said.count("\n") == 1
 
 
 def test_the_program_ends_when_nobody_answers(tmp_path, capsys):
