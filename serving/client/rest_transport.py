@@ -129,7 +129,7 @@ def _specs(tensors: dict[str, Any]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(info["dtype"], len(info["tensor_shape"].get("dim", ()))) for name, info in tensors.items()}
 
 
-def _text(body: bytes) -> str:
+def _text(body: bytearray) -> str:
     """The server's message: TF Serving puts it under `error`."""
     try:
         return str(json.loads(body)["error"])
