@@ -97,8 +97,8 @@ def _text(path: str, flag: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except OSError as error:
-        raise RequestError(f"{flag}: a readable file is expected. Received: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{flag}: a readable file in UTF-8 is expected. Received: {path}: {error}.") from error
 
 
 def _as_json(ranking: Ranking, model: str) -> dict[str, Any]:

@@ -72,6 +72,11 @@ class ModelInterface:
         """The dtypes of an encoded context."""
         return {spec.dtype for spec in self.signatures[ENCODE_CONTEXT].outputs.values()}
 
+    def fits(self, context: Tensors) -> bool:
+        """Whether a kept context has the names, dtypes and ranks of what `encode_context` gives."""
+        kept = {name: TensorSpec(_dtype(array), array.ndim) for name, array in context.items()}
+        return kept == self.signatures[ENCODE_CONTEXT].outputs
+
     def signature(self, name: str) -> Signature:
         """A signature by name; a RequestError where the model has none of that name."""
         if name not in self.signatures:
@@ -129,6 +134,12 @@ class ModelInterface:
         for chosen in np.array_split(np.arange(count), -(-count // largest)):
             part = {name: inputs[name][:, chosen[0] : chosen[-1] + 1] for name in self._candidates}
             yield {**inputs, **part, CANDIDATE_COUNT: np.array([len(chosen)], np.int64)}
+
+
+def _dtype(array: np.ndarray) -> str:
+    """As TensorFlow writes it."""
+    name = array.dtype.name
+    return {"float16": "DT_HALF", "float32": "DT_FLOAT"}.get(name, f"DT_{name.upper()}")
 
 
 def _sequences(users: Specs, known: set[str]) -> dict[str, Specs]:

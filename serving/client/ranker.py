@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import numpy as np
 
 from serving.client.context_cache import ContextCache, ContextKey
@@ -198,6 +199,9 @@ class Ranker:
             return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), count, False)
         key = None if who is None else ContextKey(model.model, model.version, *who)
         known = self.cache.get(key) if key else None
+        if known is not None and not model.fits(known):
+            _log.warning("The context kept under %s is not one of the model's: it is encoded anew.", key)
+            known = None
         encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
         if key and known is None:
             self.cache.put(key, encoded)
@@ -250,12 +254,15 @@ def _ranking(model: ModelInterface, outputs: Tensors, count: int, cached: bool) 
 
 
 def _connect(address: str, token: str | None, ca: str | None) -> Transport:
+    no_address = RequestError(
+        f"address: grpc://host:port, grpcs://, http:// or https:// is expected. Received: {address!r}. "
+        "TF Serving's ports are 8500 for gRPC and 8501 for REST."
+    )
     scheme = re.match(r"(grpcs?(?=://[^/]+:\d+$)|https?(?=://[^/]))", address)
     if not scheme:
-        raise RequestError(
-            f"address: grpc://host:port, grpcs://, http:// or https:// is expected. Received: {address!r}. "
-            "TF Serving's ports are 8500 for gRPC and 8501 for REST."
-        )
+        raise no_address
+    if token and not (token.isascii() and token.isprintable()):
+        raise RequestError("token: printable ASCII is expected. Received: other characters. Give the token alone.")
     if ca and not scheme[0].endswith("s"):
         raise RequestError(f"ca: an address with TLS is expected. Received: {address}. Write {scheme[0]}s://.")
     try:
@@ -268,3 +275,5 @@ def _connect(address: str, token: str | None, ca: str | None) -> Transport:
         raise RequestError(
             f"ca: a readable file of certificates (PEM) is expected. Received: {ca}: {error}."
         ) from error
+    except (ValueError, httpx.InvalidURL) as error:  # the port, or brackets
+        raise no_address from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import ssl
+import time
 from typing import Any
 
 import httpx
@@ -93,8 +94,13 @@ class RestTransport(Transport):
 
     def _request(self, method: str, url: str, content: bytes | None, timeout: float) -> Any:
         headers = {"Content-Type": "application/json", "X-Request-Timeout-Ms": str(math.ceil(1000 * timeout))}
+        end, body = time.monotonic() + timeout, bytearray()
         try:
-            response = self._http.request(method, url, content=content, headers=headers, timeout=timeout)
+            with self._http.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if time.monotonic() > end:  # httpx's time-out is for each read alone
+                        raise httpx.ReadTimeout("")
         except httpx.TimeoutException as error:
             raise RankingUnavailable(
                 f"{self.address}: an answer within the deadline is expected. Received: none in {timeout:.3g} s. "
@@ -107,11 +113,11 @@ class RestTransport(Transport):
             ) from error
         if response.status_code != 200:
             kind = _ERRORS.get(response.status_code, RankingUnavailable)
-            raise kind(f"{self.address}: HTTP {response.status_code}: {_text(response)}")
+            raise kind(f"{self.address}: HTTP {response.status_code}: {_text(body)}")
         try:
-            return response.json()
+            return json.loads(body)
         except ValueError as error:
-            raise self._no_api(f"{response.text[:200]!r}") from error
+            raise self._no_api(f"{body[:200].decode(errors='replace')!r}") from error
 
     def _no_api(self, received: str) -> RankingUnavailable:
         return RankingUnavailable(
@@ -123,9 +129,9 @@ def _specs(tensors: dict[str, Any]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(info["dtype"], len(info["tensor_shape"].get("dim", ()))) for name, info in tensors.items()}
 
 
-def _text(response: httpx.Response) -> str:
+def _text(body: bytearray) -> str:
     """The server's message: TF Serving puts it under `error`."""
     try:
-        return str(response.json()["error"])
+        return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        return response.text[:500]
+        return body[:500].decode(errors="replace")

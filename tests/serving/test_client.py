@@ -7,15 +7,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from fault_proxy import FaultProxy
+from fault_proxy import FaultProxy, QuietServer
+from tensorflow.core.framework import types_pb2
+from tiny_model import until
 
 from serving import signatures
 from serving.client import (
+    ContextKey,
     Ranker,
     RankingUnavailable,
     RequestError,
@@ -223,6 +227,29 @@ def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, r
     assert server.calls.count("encode_context") == 3
 
 
+@pytest.mark.parametrize("change", ["name", "dtype", "rank"])
+def test_a_kept_context_of_another_form_is_encoded_anew(ranker, request_of_many, change, caplog):
+    key = ContextKey(MODEL, 1, *map(str, WHO.values()))
+    ranking = ranker.rank(**request_of_many, **WHO)
+    context = dict(ranker.cache.get(key))
+    name = next(name for name, array in context.items() if array.dtype == np.float32)
+    array = context.pop(name)
+    if change != "name":
+        context[name] = array.astype(np.float16) if change == "dtype" else array[0]
+    ranker.cache.put(key, context)
+    first, second = (ranker.rank(**request_of_many, **WHO) for _ in range(2))
+    assert [first.context_cached, second.context_cached] == [False, True]
+    np.testing.assert_allclose(first.score, ranking.score, atol=TOLERANCE)
+    assert len(caplog.messages) == 1 and "encoded anew" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "bool", "int32", "int64"])
+def test_dtypes_are_named_as_tensorflow_does(dtype):
+    dtype = tf.as_dtype(dtype)
+    array = np.zeros(1, dtype.as_numpy_dtype)
+    assert model_interface._dtype(array) == types_pb2.DataType.Name(dtype.as_datatype_enum)
+
+
 def test_threads_share_a_ranker(small, models, address, ranker, serialized):
     """Lists of many sizes, which the server joins, whole and in parts."""
     requests = [as_request(small.spec, example, copies) for example, copies in zip(serialized, (1, 3, 6), strict=True)]
@@ -304,6 +331,53 @@ def test_requests_go_on_while_the_server_is_asked_for_its_version(server, addres
         assert waiting.result(60).version == 1
 
 
+def test_servers_that_load_a_version_one_after_the_other(models, real_server, server, request_of_many, monkeypatch):
+    """Calls go to the two in turn, so that one names a version that the other, which is asked next, doesn't have."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    slow = FaultProxy(real_server, served={1}).start()
+    both = ",".join(proxy.address("grpc").removeprefix("grpc://") for proxy in (server, slow))
+    try:
+        with Ranker(f"grpc://ipv4:{both}", MODEL, deadline=60, refresh=0) as ranker:
+            until(lambda: ranker.rank(**request_of_many) and server.calls and slow.calls)
+            server.served = {1, 2}
+            for _ in range(4):
+                for who in ({}, WHO, {}):  # of two and of three calls: each server is the first in turn
+                    assert ranker.rank(**request_of_many, **who).version == 1
+            slow.served = {1, 2}
+            assert ranker.rank(**request_of_many).version == 2
+    finally:
+        slow.stop()
+
+
+def test_the_version_before_is_used_until_the_next_refresh(server, ranker, request_of_many, caplog):
+    ranker.rank(**request_of_many)
+    server.served = {2}
+    assert ranker.rank(**request_of_many).version == 2
+    server.served = {1, 2}
+    server.faults = [(grpc.StatusCode.NOT_FOUND, "gone")]
+    server.calls.clear()
+    assert [ranker.rank(**request_of_many).version for _ in range(2)] == [1, 1]
+    assert server.calls == ["rank", "metadata", "rank", "rank"]
+    assert caplog.messages == [
+        "Model `small`: version 2 is named, but not all servers have it: version 1 until they are asked again."
+    ]
+
+
+def test_asking_for_a_newer_version_may_fail(server, address, request_of_many, caplog):
+    wake = threading.Event()
+    with Ranker(address, MODEL, deadline=8, refresh=0) as ranker:
+        try:
+            ranker.rank(**request_of_many)
+            for fault in (wake.wait, (grpc.StatusCode.INTERNAL, "broken"), None, (grpc.StatusCode.INTERNAL, "again")):
+                server.faults = [fault]
+                assert ranker.rank(**request_of_many).version == 1
+        finally:
+            wake.set()
+    first, second = caplog.messages  # one until it succeeds
+    assert "version 1 goes on" in first and "broken" not in first and "again" in second
+
+
 def test_a_pinned_version_is_the_only_one(models, server, address, serialized, request_of_many):
     server.served = {1, 2}
     with Ranker(address, MODEL, version=1, **CALM) as ranker:
@@ -379,6 +453,32 @@ def test_a_server_that_hangs_is_given_up_at_the_deadline(server, address, reques
     assert server.calls == ["metadata"]
 
 
+def test_an_answer_that_trickles_is_given_up_at_the_deadline():
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+
+        def log_message(self, *_):
+            pass
+
+    slow = QuietServer(("127.0.0.1", 0), Trickle)
+    threading.Thread(target=slow.serve_forever, args=(0.02,), daemon=True).start()
+    transport = rest_transport.RestTransport(f"http://127.0.0.1:{slow.server_address[1]}")
+    try:
+        started = time.monotonic()
+        with pytest.raises(RankingUnavailable, match="within the deadline"):
+            transport.metadata(MODEL, None, None, timeout=0.5)
+        assert time.monotonic() - started < 5
+    finally:
+        transport.close()
+        slow.shutdown()
+        slow.server_close()
+
+
 def test_a_server_that_was_away_is_found_again(models, server, ranker, serialized, request_of_many):
     """Requests that came meanwhile wait, others find it at once."""
     ranker.rank(**request_of_many)
@@ -448,6 +548,11 @@ def test_a_mistake_is_told_before_anything_is_sent(server, ranker, request_of_ma
     [
         ({"address": "localhost:8500"}, "address: grpc://host:port"),
         ({"address": "grpc://localhost"}, "address: grpc://host:port"),
+        ({"address": "http://host:85x"}, "address: grpc://host:port"),
+        ({"address": "http://[::1:8501"}, "address: grpc://host:port"),
+        ({"address": "grpc://[::1:8500"}, "address: grpc://host:port"),
+        ({"token": "a\nb"}, "token: printable ASCII"),
+        ({"token": "\u00fc"}, "token: printable ASCII"),
         ({"address": "https://host", "ca": "/no/such/file"}, "ca: a readable file of certificates"),
         ({"address": "grpcs://host:1", "ca": "/no/such/file"}, "ca: a readable file of certificates"),
         ({"address": "http://host", "ca": "/no/such/file"}, "Write https://"),
@@ -496,6 +601,15 @@ def test_the_program_tells_mistakes_in_a_line(address, request_text, text, tmp_p
     assert run_main(request_text, address, tmp_path) == 1
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and text in said.err and said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.parametrize("flag", ["--request", "--token_file"])
+def test_the_program_tells_a_file_that_is_no_text(flag, tmp_path, capsys):
+    path = tmp_path / "latin"
+    path.write_bytes(b"\xfc")
+    assert run_main({}, "http://127.0.0.1:9", tmp_path, flag, str(path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {flag}: a readable file in UTF-8 is expected") and said.count("\n") == 1
 
 
 def test_the_program_ends_when_nobody_answers(tmp_path, capsys):
