@@ -30,13 +30,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
+from serving.model_files import WARMUP_FILE
 from serving.server import __main__ as command
 from serving.server.batcher import _joined
 from serving.server.batching_parameters import BatchingParameters
 from serving.server.errors import RequestError, ServerError
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
-from serving.warmup import WARMUP_FILE
 
 TOLERANCE = 1e-6
 
@@ -355,7 +355,9 @@ def test_requests_are_joined_and_each_gets_its_rows(base, tmp_path):
             answers = list(threads.map(lambda x: client.predict(request("limited", x=x))[0], sent))
         for x, outputs in zip(sent, answers, strict=True):
             padding = [[x[0, 0]] * (3 - x.shape[1])] * len(x)
-            assert outputs["x"].tolist() == np.append(x, padding, axis=1).tolist(), "as long as the longest of the batch"
+            assert outputs["x"].tolist() == np.append(x, padding, axis=1).tolist(), (
+                "as long as the longest of the batch"
+            )
             assert outputs["sum"].tolist() == outputs["x"].sum(axis=1).tolist()
         assert _metric(server, "serving_batch_rows_count") == 1
         assert _metric(server, "serving_batch_rows_sum") == 6
