@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from serving.model_files import WARMUP_FILE
+from serving.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
 from serving.signatures import RankingSignatures
 from serving.warmup import warmup_requests
 from trainer.models.base import RankingModel
