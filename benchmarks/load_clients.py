@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load_versions import LoadVersions
-from benchmarks.serving_requests import ranker_arguments
 from serving.client import Ranker
 from serving.client.errors import RankingError
+from serving.example_request import client_request
 
 TOLERANCE = 1e-5
 DEADLINE = 60.0  # seconds, which a restart of the server fits into
@@ -57,7 +57,7 @@ class LoadClients:
         self, versions: LoadVersions, requests: Sequence[dict[str, Any]], addresses: dict[str, str], model: str
     ):
         self._versions = versions
-        self._requests = [ranker_arguments(versions.spec, request) for request in requests]
+        self._requests = [client_request(versions.spec, request) for request in requests]
         self._rankers = [Ranker(addresses[scheme], model, deadline=DEADLINE, refresh=1.0) for scheme in SCHEMES]
         self._lock = threading.Lock()
         self._answers: list[Answer] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +42,6 @@ def sized(spec: RankingSpec, request: Lists, events: int, candidates: int) -> di
     keys = [key for sequence in spec.sequences for key in sequence_keys(sequence)]
     history = {key: list(islice(cycle(request[key]), events)) for key in keys}
     return with_candidates(spec, {**request, **history}, candidates)
-
-
-def ranker_arguments(spec: RankingSpec, request: Lists) -> dict[str, Any]:
-    """A request as `serving.client.Ranker.rank` takes it."""
-    single: dict[str, dict[str, Any]] = {"user": {}, "context": {}}
-    candidates: dict[str, list[Any]] = {}
-    for group, feature in spec.feature_groups():
-        values = list(request.get(feature.name, ()))
-        if group != "candidate":
-            single[group][feature.name] = values[0] if values else None
-        elif feature.type == "categorical_set":
-            ends = list(accumulate(request.get(examples.length_key(feature.name), ()), initial=0))
-            candidates[feature.name] = [values[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        else:
-            candidates[feature.name] = values
-    sequences = {
-        sequence.name: {
-            part: list(request.get(examples.sequence_key(sequence.name, part), ()))
-            for part in (*sequence.features, *sequence.feedback)
-        }
-        for sequence in spec.sequences
-    }
-    return {**single, "sequences": sequences, "candidates": candidates}
 
 
 # === Models ===

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.prepare import Prepared
-from benchmarks.serving_requests import ranker_arguments
 from serving.client import Ranker
+from serving.example_request import client_request
 from serving.raw_inputs import raw_values
 from serving.signatures import CANDIDATE_MASK, ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT, SCORE, SERVING_DEFAULT
 from trainer.models.base import RankingModel
@@ -127,7 +127,7 @@ def _asked(
     found = []
     with Ranker(address, name, deadline=60, refresh=3600, **options) as ranker:
         for number, request in enumerate(raw):
-            arguments = ranker_arguments(spec, examples.decode(request))
+            arguments = client_request(spec, examples.decode(request))
             if keep:
                 arguments |= {"user_key": str(number), "history_version": 1}
                 ranker.rank(**arguments)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any
 
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from transform.environment import prepare_environment
 
 prepare_environment()
@@ -19,10 +20,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.export import ASSETS_EXTRA, load_spec, newest_version
+from serving.export import load_spec, newest_version
 from serving.raw_inputs import raw_values
 from serving.signatures import RANK, SERVING_DEFAULT
-from serving.warmup import WARMUP_FILE
 from transform import examples
 from transform.errors import DataError, UserError
 from transform.spec import RankingSpec

@@ -9,15 +9,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from serving.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
 from serving.signatures import RankingSignatures
-from serving.warmup import WARMUP_FILE, warmup_requests
+from serving.warmup import warmup_requests
 from trainer.models.base import RankingModel
 from trainer.ops.kernels import use_kernels
 from transform.errors import DataError
 from transform.spec import RankingSpec
-
-ASSETS_EXTRA = "assets.extra"
-SPEC_FILE = "ranking_spec.json"
 
 
 def export_model(

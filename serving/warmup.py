@@ -14,8 +14,6 @@ from serving.signatures import ENCODE_CONTEXT, SUMMARIZE_CANDIDATES
 from transform import examples
 from transform.spec import RankingSpec
 
-WARMUP_FILE = "tf_serving_warmup_requests"
-
 
 def warmup_requests(
     spec: RankingSpec, signatures: Mapping[str, Any], requests: Sequence[bytes] = ()

@@ -25,12 +25,12 @@ from serving.client.errors import RankingError
 from serving.client.ranker import Ranker
 from serving.client.ranking import Ranking
 from serving.example_request import client_request
-from serving.export import ASSETS_EXTRA, load_spec
+from serving.export import load_spec
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.server.errors import ServerError
 from serving.server.options import ServerOptions
 from serving.server.server_process import ServerProcess
 from serving.signatures import SCORE, SERVING_DEFAULT
-from serving.warmup import WARMUP_FILE
 from transform import examples
 from transform.errors import DataError, UserError
 from transform.spec import RankingSpec

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 from transform.environment import prepare_environment
@@ -19,6 +20,7 @@ from serving.server.options import ServerOptions
 from transform.errors import UserError
 
 _STOP = {signal.SIGTERM, signal.SIGINT}
+_LOOK_SECONDS = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +53,12 @@ def _serve(options: ServerOptions) -> int:
     logging.getLogger("serving").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it advises another loader than TF Serving's
     server = ModelServer(options)
-    server.start()
+    with ThreadPoolExecutor(1, thread_name_prefix="start") as starter:
+        starting = starter.submit(server.start)
+        while not starting.done():
+            if signal.sigtimedwait(_STOP, _LOOK_SECONDS):
+                os._exit(0)  # loading can't be interrupted, and nobody was told of a server yet
+        starting.result()
     print(server, flush=True)
     signal.sigwait(_STOP)
     if not server.stop():

@@ -160,6 +160,7 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
             if not array.size:
                 raise invalid("a tensor without elements is not joined with others that have some.")
             rows[...] = array.flat[0]
-            rows[(slice(None), *map(slice, array.shape[1:]))] = array
+            place = (slice(None), *map(slice, array.shape[1:]))
+            rows[place] = array
         start += len(array)
     return padded

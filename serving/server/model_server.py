@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -96,10 +97,11 @@ class ModelServer:
         Returns:
             Whether all were answered in time.
         """
+        end = time.monotonic() + self._options.shutdown_grace_seconds
         self._stopping.set()
         self._run(self._drain())
         if self._poller.ident is not None:
-            self._poller.join(self._options.shutdown_grace_seconds)  # it may be loading a version
+            self._poller.join(max(0.0, end - time.monotonic()))  # it may be loading a version
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -209,7 +211,8 @@ class ModelServer:
                     model.poll()
                 except Exception:  # one bad look at the disk must not be the last
                     logger.exception("model %s: looking for versions failed", model.config.name)
-            self._tell_health()
+            if not self._stopping.is_set():  # or the loop may be gone, if loading took longer than the grace
+                self._tell_health()
 
     def _tell_health(self) -> None:
         self._run(self._set_health(self._predictor.ready and not self._stopping.is_set()))

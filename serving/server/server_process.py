@@ -10,11 +10,13 @@ import sys
 import time
 from dataclasses import fields, replace
 from types import TracebackType
+from typing import TypeVar
 
 from serving.server.authorization import VARIABLE
 from serving.server.errors import ServerError
 from serving.server.options import ServerOptions
 
+S = TypeVar("S", bound="ServerProcess")
 _SHOWN_LINES = 5
 _ADDRESSES = re.compile(r"gRPC on (\S+:\d+), REST on (https?://\S+:\d+)")
 
@@ -45,7 +47,8 @@ class ServerProcess:
         self._log = log
         self.grpc_address = self.rest_address = ""
 
-    def __enter__(self) -> ServerProcess:
+    def start(self) -> None:
+        """Starts it. It is not up yet."""
         default = ServerOptions()
         given = {field.name: getattr(self._options, field.name) for field in fields(ServerOptions)}
         flags = [f"--{name}={value}" for name, value in given.items() if value != getattr(default, name)]
@@ -58,13 +61,20 @@ class ServerProcess:
                 stderr=log,
             )
         self._started = time.monotonic()
+
+    def kill(self) -> None:
+        """Ends it at once; it keeps nothing that could be lost."""
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self: S) -> S:
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()  # it keeps nothing that could be lost
-        self._process.communicate()
+        self.kill()
 
     def wait_until_up(self, seconds: float) -> float:
         """Waits until the models are loaded and answer.

@@ -7,11 +7,11 @@ import os
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.server.loaded_version import LoadedVersion
 from serving.server.options import ServerOptions
 from serving.server.tensors import inputs_of
 
-WARM_UP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MOST_RECORDS = 1000  # TF Serving's limit
 
 
@@ -29,7 +29,7 @@ def warm_up(version: LoadedVersion, path: str, options: ServerOptions) -> int:
     Raises:
         Exception: when one of them can't be read or is refused: such a version is not served, as in TF Serving.
     """
-    file = os.path.join(path, WARM_UP_FILE)
+    file = os.path.join(path, ASSETS_EXTRA, WARMUP_FILE)
     count = 0
     if os.path.isfile(file):
         for record in tf.data.TFRecordDataset(file).as_numpy_iterator():

@@ -14,9 +14,10 @@ from conftest import repository
 from benchmarks import load, serving, serving_load
 from benchmarks.load_clients import Answer, LoadClients, faults
 from benchmarks.server_process import ServerProcess
-from benchmarks.serving_requests import joined, ranker_arguments, sized
+from benchmarks.serving_requests import joined, sized
 from serving.client import RankingUnavailable
 from serving.client.ranking import Ranking
+from serving.example_request import client_request
 from serving.raw_inputs import raw_values
 from serving.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
 from transform import examples
@@ -44,8 +45,8 @@ def test_requests_have_the_size_asked_for(served, request_of):
     raw = raw_values(served.spec, request)
     assert raw["candidate_count"].tolist() == [11] and raw["price"].shape == (1, 11)
     assert raw["seen_length"].tolist() == [5] and raw["seen_item"].shape == (1, 5)
-    arguments = ranker_arguments(served.spec, request)
-    assert len(arguments["candidates"]["tags"]) == 11 and len(arguments["sequences"]["bought"]["item"]) == 5
+    arguments = client_request(served.spec, request)
+    assert len(arguments["candidates"]) == 11 and len(arguments["sequences"]["bought"]) == 5
     assert len({*raw["price"][0].tolist()}) > 5, "candidates of several requests"
 
 

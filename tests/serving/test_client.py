@@ -28,9 +28,9 @@ from serving.client import (
 )
 from serving.client.__main__ import main
 from serving.client.redis_context_cache import RedisContextCache
+from serving.model_files import WARMUP_FILE
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
-from serving.warmup import WARMUP_FILE
 from transform import examples
 
 TOLERANCE = 1e-5

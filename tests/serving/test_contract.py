@@ -15,9 +15,8 @@ import tensorflow as tf
 from raw_requests import call, in_parts, in_two_steps, request_examples
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.export import ASSETS_EXTRA
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.raw_inputs import raw_values
-from serving.warmup import WARMUP_FILE
 from transform import examples
 from transform.batches import request_batches
 

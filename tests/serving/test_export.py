@@ -13,11 +13,11 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.carried import pack_cache, unpack_cache
-from serving.export import ASSETS_EXTRA
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.raw_inputs import raw_values
 from serving.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, write_server_config
 from serving.signatures import RankingSignatures
-from serving.warmup import WARMUP_FILE, warmup_requests
+from serving.warmup import warmup_requests
 from transform import examples
 from transform.batches import request_batches
 from transform.errors import DataError

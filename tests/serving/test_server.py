@@ -9,8 +9,10 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,13 +30,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
+from serving.model_files import WARMUP_FILE
 from serving.server import __main__ as command
 from serving.server.batcher import _joined
 from serving.server.batching_parameters import BatchingParameters
 from serving.server.errors import RequestError, ServerError
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
-from serving.warmup import WARMUP_FILE
 
 TOLERANCE = 1e-6
 
@@ -353,7 +355,9 @@ def test_requests_are_joined_and_each_gets_its_rows(base, tmp_path):
             answers = list(threads.map(lambda x: client.predict(request("limited", x=x))[0], sent))
         for x, outputs in zip(sent, answers, strict=True):
             padding = [[x[0, 0]] * (3 - x.shape[1])] * len(x)
-            assert outputs["x"].tolist() == np.append(x, padding, axis=1).tolist(), "as long as the longest of the batch"
+            assert outputs["x"].tolist() == np.append(x, padding, axis=1).tolist(), (
+                "as long as the longest of the batch"
+            )
             assert outputs["sum"].tolist() == outputs["x"].sum(axis=1).tolist()
         assert _metric(server, "serving_batch_rows_count") == 1
         assert _metric(server, "serving_batch_rows_sum") == 6
@@ -516,6 +520,49 @@ def test_a_process_starts_again_after_kill_and_answers_what_is_under_way_on_sigt
         gate.open()
         assert over_grpc.result()[1] == 1
     assert again.process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_loading_ends_when_asked(tmp_path, number):
+    write_model(tmp_path, 1, [Gate(tmp_path / "gate").request()])
+    flags = [f"--model_name={NAME}", f"--model_base_path={tmp_path}", "--port=0", f"--rest_api_port={_free_port()}"]
+    process = subprocess.Popen([sys.executable, "-m", "serving.server", *flags], stdout=subprocess.PIPE)
+    url = f"http://127.0.0.1:{flags[-1].partition('=')[2]}/v1/models/{NAME}"
+    try:
+        until(lambda: _is_loading(url))
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 0 and process.stdout.read() == b""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return bound.getsockname()[1]
+
+
+def _is_loading(url: str) -> bool:
+    try:
+        return "LOADING" in httpx.get(url).text
+    except httpx.HTTPError:
+        return False
+
+
+def test_what_is_under_way_and_what_is_being_loaded_share_the_grace(base, tmp_path):
+    asked, loaded = Gate(tmp_path / "asked"), Gate(tmp_path / "loaded")
+    shutil.copytree(base, tmp_path / "base")
+    with ThreadPoolExecutor(1) as threads:
+        with serving(tmp_path / "base", shutdown_grace_seconds=2.0) as server:
+            threads.submit(Client(server.grpc_port).predict, asked.request())
+            until(lambda: server.models[0].available[0].in_flight == 1)
+            write_model(tmp_path / "base", 2, [loaded.request()])
+            until(lambda: "LOADING" in _get(server, f"/v1/models/{NAME}").text)
+            started = time.monotonic()
+        took = time.monotonic() - started
+        asked.open()
+        loaded.open()
+    assert took < 3.5
 
 
 def _refuses(server) -> bool:

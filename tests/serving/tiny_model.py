@@ -20,6 +20,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 
@@ -89,8 +90,8 @@ def write_model(base: Path, version: int, records: list[predict_pb2.PredictReque
     module, unfinished = Tiny(version), base / f"{version}.unfinished"
     tf.saved_model.save(module, str(unfinished), signatures=module.all())
     if records is not None:
-        (unfinished / "assets.extra").mkdir()
-        with tf.io.TFRecordWriter(str(unfinished / "assets.extra" / "tf_serving_warmup_requests")) as file:
+        (unfinished / ASSETS_EXTRA).mkdir()
+        with tf.io.TFRecordWriter(str(unfinished / ASSETS_EXTRA / WARMUP_FILE)) as file:
             for request in records:
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
                 file.write(log.SerializeToString())

@@ -19,7 +19,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
 from tfx.utils.io_utils import SchemaReader
 
-from serving.export import ASSETS_EXTRA, SPEC_FILE
+from serving.model_files import ASSETS_EXTRA, SPEC_FILE
 from serving.server_config import MODELS_CONFIG
 from tfx_pipeline.code_version import code_version
 from tfx_pipeline.components.anomaly_gate import AnomalyGate

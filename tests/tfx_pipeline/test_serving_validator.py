@@ -19,10 +19,10 @@ import tensorflow as tf
 from conftest import repository
 from tfx.types import standard_artifacts
 
-from serving.export import ASSETS_EXTRA, SPEC_FILE
+from serving.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
 from serving.raw_inputs import input_specs
 from serving.server.server_process import ServerProcess
-from serving.warmup import WARMUP_FILE, warmup_requests
+from serving.warmup import warmup_requests
 from tfx_pipeline import serving_validation
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.serving_validation import Limits, validate_serving
