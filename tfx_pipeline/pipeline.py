@@ -30,7 +30,9 @@ from transform.spec import RankingSpec
 
 DATA_CODE = ("transform", "tfx_pipeline.components.impression_example_gen")
 TRANSFORM_CODE = ("transform", "tfx_pipeline.modules")
-EXPORT_CODE = tuple(f"serving.{name}" for name in ("carried", "checks", "export", "raw_inputs", "signatures", "warmup"))
+EXPORT_CODE = tuple(
+    f"serving.{name}" for name in ("carried", "checks", "export", "model_files", "raw_inputs", "signatures", "warmup")
+)
 TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.modules")
 SERVING_CODE = (
     *("transform", "trainer", "serving"),

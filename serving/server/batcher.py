@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -40,13 +41,17 @@ class Batcher:
         parameters: BatchingParameters.
         metrics: Metrics.
         most_waiting: int. Requests that may wait for others.
+        max_bytes: int. The largest tensor that requests are joined to.
     """
 
-    def __init__(self, work: WorkQueue, parameters: BatchingParameters, metrics: Metrics, most_waiting: int):
+    def __init__(
+        self, work: WorkQueue, parameters: BatchingParameters, metrics: Metrics, most_waiting: int, max_bytes: int
+    ):
         self._work = work
         self._parameters = parameters
         self._metrics = metrics
         self._most_waiting = most_waiting
+        self._max_bytes = max_bytes
         self._open: dict[tuple, _Batch] = {}
         self._waiting = 0
         self._tasks: set[asyncio.Task] = set()
@@ -125,9 +130,11 @@ class Batcher:
             if not answer.done():
                 answer.set_exception(own)
 
-    @staticmethod
-    def _run(batch: _Batch) -> list[dict[str, np.ndarray]]:
-        joined = {name: _joined([inputs[name] for inputs, *_ in batch.requests]) for name in batch.signature.inputs}
+    def _run(self, batch: _Batch) -> list[dict[str, np.ndarray]]:
+        joined = {
+            name: _joined([inputs[name] for inputs, *_ in batch.requests], self._max_bytes)
+            for name in batch.signature.inputs
+        }
         outputs = batch.version.run(batch.signature, joined)
         for name, array in outputs.items():
             if array.ndim == 0 or len(array) != batch.rows:
@@ -147,12 +154,14 @@ def _is_invalid(error: Exception) -> bool:
     return isinstance(error, RequestError) and error.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+def _joined(arrays: list[np.ndarray], max_bytes: int) -> np.ndarray:
     """The arrays below each other, each padded behind, with its own first value, to the longest of each other axis."""
     if len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
-    shape = np.max([array.shape for array in arrays], axis=0)
-    padded = np.empty((sum(map(len, arrays)), *shape[1:]), arrays[0].dtype)
+    shape = (sum(map(len, arrays)), *(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)))
+    if math.prod(shape) * arrays[0].itemsize > max_bytes:  # each long on another axis
+        raise invalid(f"at most {max_bytes} bytes are joined. Received: {list(shape)} after padding.")
+    padded = np.empty(shape, arrays[0].dtype)
     start = 0
     for array in arrays:
         rows = padded[start : start + len(array)]

@@ -59,7 +59,7 @@ class ModelServer:
         if options.enable_batching:
             file = options.batching_parameters_file
             parameters = BatchingParameters.read(file) if file else BatchingParameters()
-            batcher = Batcher(self._work, parameters, self._metrics, options.max_queue)
+            batcher = Batcher(self._work, parameters, self._metrics, options.max_queue, options.max_request_bytes)
         self._predictor = Predictor(self.models, self._work, batcher)
         self._authorization = Authorization.of(options)
         self._credentials = _credentials(options)

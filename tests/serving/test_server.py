@@ -404,10 +404,16 @@ def test_signatures_whose_outputs_have_no_rows_are_not_joined_in_silence(base):
 @pytest.mark.parametrize("dtype", [object, np.float32])
 def test_padding_is_a_tensors_own_first_value(dtype):
     arrays = [np.array([[[1, 2]]], dtype), np.array([[[3], [4]], [[5], [6]]], dtype)]
-    assert _joined(arrays).tolist() == [[[1, 2], [1, 1]], [[3, 3], [4, 3]], [[5, 3], [6, 3]]]
+    assert _joined(arrays, 96).tolist() == [[[1, 2], [1, 1]], [[3, 3], [4, 3]], [[5, 3], [6, 3]]]
     with pytest.raises(RequestError, match="without elements"):
-        _joined([*arrays, np.empty((1, 0, 1), dtype)])
-    assert _joined([np.empty((1, 0, 1), dtype), np.empty((2, 0, 2), dtype)]).shape == (3, 0, 2)
+        _joined([*arrays, np.empty((1, 0, 1), dtype)], 1000)
+    assert _joined([np.empty((1, 0, 1), dtype), np.empty((2, 0, 2), dtype)], 1000).shape == (3, 0, 2)
+
+
+def test_small_requests_are_not_joined_to_one_that_fills_the_memory():
+    wide, high = np.broadcast_to(True, (1, 2**30, 1)), np.broadcast_to(True, (1, 1, 2**30))
+    with pytest.raises(RequestError, match=r"at most 16 bytes are joined. Received: \[2, 1073741824, 1073741824\]"):
+        _joined([wide, high], 16)
 
 
 def test_a_batch_that_is_full_is_not_taken_for_the_next(base, tmp_path, caplog):
