@@ -104,7 +104,8 @@ def measure_all(prepared: Prepared, seconds: float, swap_seconds: float, folder:
         finally:
             clients.close()
     clients.take()
-    settled = rows[min(1, len(rows) - 1)]["memory_mib"]  # after the first swap, when two versions were loaded at once
+    # At half time: in the first swaps, two versions at once take what they need.
+    settled = rows[len(rows) // 2]["memory_mib"]
     return {
         "machine": measure.machine(),
         "versions": measure.versions("tensorflow", "keras", "numpy", "grpcio", "uvicorn"),
