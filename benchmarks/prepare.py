@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -48,6 +49,14 @@ class Prepared:
     def inputs(self) -> ModelInputs:
         """What a model must know about its inputs."""
         return ModelInputs.from_spec(self.spec, self.transform_output.vocabulary_size_by_name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--spec`, `--data` and `--cache`, which a benchmark prepares its data by, and `--output`."""
+    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
+    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
+    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
+    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
 
 
 def prepare(spec: RankingSpec, data_dir: str | Path, cache: str | Path) -> Prepared:

@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from benchmarks import load, measure, serving_skew
 from benchmarks.measure import Ratio, Times
-from benchmarks.prepare import Prepared, prepare
+from benchmarks.prepare import Prepared, add_arguments, prepare
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import export, joined, random_model, sized
 from serving.client.grpc_transport import GrpcTransport
@@ -115,10 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.serving",
         description="Measures served requests: shared and repeated histories, kept contexts, the server, skew.",
     )
-    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
-    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
-    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
-    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
+    add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="one history, few rounds: what the figures need")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, for a request (default: %(default)s)")
     parser.add_argument("--tables", metavar="FILE", help="only print the tables of results that were written before")

@@ -29,7 +29,7 @@ import tensorflow as tf
 from benchmarks import load, measure
 from benchmarks.load_clients import DEADLINE, Answer, LoadClients, faults
 from benchmarks.load_versions import LoadVersions
-from benchmarks.prepare import Prepared, prepare
+from benchmarks.prepare import Prepared, add_arguments, prepare
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import joined, sized
 from transform.errors import UserError
@@ -68,10 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.serving_load",
         description="Keeps a server at its highest rate while versions come, kills it, and gives it broken versions.",
     )
-    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
-    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
-    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
-    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
+    add_arguments(parser)
     parser.add_argument("--minutes", type=float, default=10, help="of load with versions (default: %(default)s)")
     parser.add_argument("--swap-seconds", type=float, default=60, help="between versions (default: %(default)s)")
     parser.add_argument("--tables", metavar="FILE", help="only print the tables of results that were written before")

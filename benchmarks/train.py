@@ -27,7 +27,7 @@ import tensorflow as tf
 from benchmarks import measure
 from benchmarks.keras_attention import KerasAttentionOneRank
 from benchmarks.measure import Ratio
-from benchmarks.prepare import prepare
+from benchmarks.prepare import add_arguments, prepare
 from trainer.epoch import Waiting
 from trainer.flops import batch_cost
 from trainer.layers.ranking_loss import RankingLoss
@@ -146,10 +146,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.train",
         description="Measures OneRank's training step: kernels of attention, precision, XLA, Keras's own layers.",
     )
-    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
-    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
-    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
-    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
+    add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="few rounds and ways: about two minutes")
     parser.add_argument("--rounds", type=int, default=9, help="the most a step runs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow (default: %(default)s)")
