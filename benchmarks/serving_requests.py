@@ -18,6 +18,7 @@ from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
 from transform import examples
 from transform.spec import RankingSpec
+from transform.transform_graph import TransformGraph
 
 Lists = Mapping[str, list[Any]]
 
@@ -66,5 +67,6 @@ def random_model(prepared: Prepared, by: float, seed: int = 1) -> RankingModel:
 def export(prepared: Prepared, model: RankingModel, path: Path, requests: Sequence[bytes] = ()) -> None:
     """Exports a model as the pipeline does; `requests` warm up the server."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    preprocess = prepared.transform_output.transform_features_layer()
+
+    preprocess = TransformGraph(prepared.transform_output.transform_savedmodel_dir)
     export_model(prepared.spec, model, preprocess, str(path), requests)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -16,10 +15,11 @@ from trainer.models.base import RankingModel
 from trainer.ops.kernels import use_kernels
 from transform.errors import DataError
 from transform.spec import RankingSpec
+from transform.transform_graph import TransformGraph
 
 
 def export_model(
-    spec: RankingSpec, model: RankingModel, preprocess: Any, path: str, requests: Sequence[bytes] = ()
+    spec: RankingSpec, model: RankingModel, preprocess: TransformGraph, path: str, requests: Sequence[bytes] = ()
 ) -> None:
     """Writes the SavedModel, its spec and warm-up requests in `assets.extra` beside it.
 
@@ -28,8 +28,7 @@ def export_model(
     Args:
         spec: RankingSpec.
         model: RankingModel. With its variables created.
-        preprocess: the Keras layer that TensorFlow Transform makes of its graph
-            (`TFTransformOutput.transform_features_layer()`).
+        preprocess: TransformGraph. Of the data that the model was trained on.
         path: str. The folder to write.
         requests: sequence of bytes. Serialized request examples that warm-up requests are made of. Defaults to one that
             is made up.

@@ -54,7 +54,7 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
         Sparse tensors by key.
     """
     sparse: dict[str, tf.SparseTensor] = {}
-    counts = raw.get(examples.CANDIDATE_COUNT)
+    counts, present = raw.get(examples.CANDIDATE_COUNT), None
     for group, feature in spec.feature_groups():
         if feature.name not in raw:
             continue
@@ -62,7 +62,8 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
         if group != "candidate":
             sparse[feature.name] = _masked(values[:, None], tf.ones_like(values[:, None], tf.bool))
             continue
-        present = tf.sequence_mask(counts, tf.shape(values)[1])
+        if present is None:  # the others have the same shape
+            present = tf.sequence_mask(counts, tf.shape(values)[1])
         if feature.type == "categorical_set":
             given = tf.logical_and(values != "", present[..., None])
             sparse[feature.name] = tf.ragged.boolean_mask(values, given).merge_dims(1, 2).to_sparse()

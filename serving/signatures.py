@@ -18,6 +18,7 @@ from trainer.models.base import RankingModel, empty_batch
 from transform import examples
 from transform.features import Batch, to_batch
 from transform.spec import RankingSpec
+from transform.transform_graph import TransformGraph
 
 SERVING_DEFAULT = "serving_default"
 RANK = "rank"
@@ -40,17 +41,16 @@ class RankingSignatures(tf.Module):
     Args:
         spec: RankingSpec.
         model: RankingModel. With its variables created.
-        preprocess: the Keras layer that TensorFlow Transform makes of its graph.
+        preprocess: TransformGraph.
     """
 
-    def __init__(self, spec: RankingSpec, model: RankingModel, preprocess: Callable[[Any], Any]):
+    def __init__(self, spec: RankingSpec, model: RankingModel, preprocess: TransformGraph):
         super().__init__()
         self._spec = spec
-        # Attributes of the module, so that the SavedModel holds their variables and tables. Of the preprocessing layer
-        # its parts: a Keras 2 layer is traced again when it is saved, for calls that nobody makes.
+        # Attributes of the module, so that the SavedModel holds their variables and tables.
         self.model = model
-        self.tables = list(tf.train.TrackableView.children(preprocess).values())
-        self._preprocess = lambda raw: preprocess(raw)
+        self.tables = preprocess.tables
+        self._preprocess = preprocess
         # TensorFlow's own variables inside Keras's: without them a TF1 session, and so TF Serving, restores copies and
         # leaves those that the functions read uninitialised.
         self.tensorflow_variables = [getattr(variable, "_value", variable) for variable in model.variables]
@@ -130,7 +130,7 @@ class RankingSignatures(tf.Module):
         return self._preprocessed(to_sparse(self._spec, raw))
 
     def _preprocessed(self, raw: dict[str, tf.SparseTensor]) -> Batch:
-        # The layer leaves out what its inputs don't suffice for; a group that is missing fails below, at export.
+        # What the inputs don't suffice for is left out; a group that is missing fails below, at export.
         return to_batch(self._spec, self._preprocess(raw) if raw else {})
 
     def _with_context(self, inputs: Tensors) -> tuple[Tensors, Batch]:

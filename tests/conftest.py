@@ -137,6 +137,7 @@ def _served(small: Small, shared: Shared, name: str) -> Served:
     import tensorflow as tf
 
     from serving.export import export_model
+    from transform.transform_graph import TransformGraph
 
     serving = small.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
     spec = small.spec.model_copy(update={"serving": serving})
@@ -144,7 +145,7 @@ def _served(small: Small, shared: Shared, name: str) -> Served:
 
     def make(folder: Path) -> None:
         records = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP").take(2)]
-        preprocess = small.transform_output.transform_features_layer()
+        preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
         export_model(spec, model, preprocess, str(folder / "1"), records)
 
     return Served(spec, model, str(shared(name, make) / "1"))

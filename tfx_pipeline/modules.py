@@ -16,6 +16,7 @@ from trainer.training import train
 from transform.columns import ModelInputs
 from transform.preprocessing import make_preprocessing_fn
 from transform.spec import RankingSpec
+from transform.transform_graph import TransformGraph
 
 SPEC_KEY = "spec"
 CODE_KEY = "code"  # a hash of the code that a component runs: TFX's cache sees it, nothing else reads it
@@ -47,7 +48,8 @@ def run_fn(fn_args: FnArgs) -> None:
     checkpoints = os.path.join(base, hashlib.sha256(json.dumps(depends_on).encode()).hexdigest())
     _forget_old_trainings(base, but=checkpoints)
     trained = train(spec, inputs, train_files, eval_files, fn_args.model_run_dir, checkpoints)
-    export_model(spec, trained.model, transform_output.transform_features_layer(), fn_args.serving_model_dir)
+    preprocess = TransformGraph(transform_output.transform_savedmodel_dir)
+    export_model(spec, trained.model, preprocess, fn_args.serving_model_dir)
     if tf.io.gfile.exists(checkpoints):
         tf.io.gfile.rmtree(checkpoints)
 

@@ -205,7 +205,7 @@ class _CountedAttention:
         tensors = [tf.convert_to_tensor(tensor) for tensor in (queries, keys, values, context.keys, context.values)]
         b, h, q, d = queries.shape
         pairs = _visible_pairs(visibility, q, keys.shape[2], context.keys.shape[2])
-        out, *_ = tf.identity_n([*tensors, tf.convert_to_tensor(bias)])
+        out, *_ = tf.identity_n([visibility.of_readers(tensors[0]), *tensors[1:], tf.convert_to_tensor(bias)])
         self.work[out.op.name] = 4 * b * h * d * pairs, _bytes(*tensors, out)
         return out
 
@@ -214,4 +214,5 @@ def _visible_pairs(visibility: Visibility, q: int, m: int, u: int) -> int:
     """The pairs of a query and a token that it reads: q queries, m tokens in the list, u in the context."""
     size = visibility.group_size or m
     reads = {"first": lambda place: min(place, 1) + 1, "before": lambda place: place + 1, "all": lambda place: size}
-    return q * u + sum(reads[visibility.reads](place % size) for place in range(m - q, m))
+    places = [place % size for place in range(m - q, m) if place % size >= visibility.first_reader]
+    return len(places) * u + sum(reads[visibility.reads](place) for place in places)

@@ -22,6 +22,7 @@ from transform import examples
 from transform.batches import request_batches
 from transform.errors import DataError
 from transform.spec_training import Serving
+from transform.transform_graph import TransformGraph
 
 # === Warm-up requests ===
 
@@ -74,7 +75,8 @@ def half(small):
     """A spec whose cache travels in float16, and its signatures."""
     serving = Serving(cache_dtype="float16", max_candidates=20, warmup_candidates=[3])
     spec = small.spec.model_copy(update={"serving": serving})
-    module = RankingSignatures(spec, far_from_start(small, spec), small.transform_output.transform_features_layer())
+    preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
+    module = RankingSignatures(spec, far_from_start(small, spec), preprocess)
     return spec, module.all()
 
 
@@ -87,6 +89,7 @@ def test_a_cache_in_float16_is_scored_in_float32(small, half):
         "cache_mask": "int32",
         "cache_keys_0": "float16",
         "cache_values_0": "float16",
+        "cache_task_read": "float16",
     }
     whole, two_steps = call(signatures["rank"], raw), in_two_steps(signatures, raw)
     assert {values.dtype for values in two_steps.values()} == {np.dtype("float32")}

@@ -8,6 +8,7 @@ from raw_requests import call, in_parts, in_two_steps, joined_request, part_of, 
 from serving.raw_inputs import raw_values
 from serving.signatures import RankingSignatures
 from transform.spec_training import Model
+from transform.transform_graph import TransformGraph
 
 TOLERANCE = 1e-5
 N = 23
@@ -27,7 +28,7 @@ def onerank(small, served):
 def din(small, served):
     spec = served.spec.model_copy(update={"model": Model(name="din")})
     model = far_from_start(small, spec, by=0.1)
-    return RankingSignatures(spec, model, small.transform_output.transform_features_layer()).all()
+    return RankingSignatures(spec, model, TransformGraph(small.transform_output.transform_savedmodel_dir)).all()
 
 
 @pytest.mark.parametrize("model", [onerank, din])

@@ -7,6 +7,7 @@ from serving.export import export_model
 from trainer.precision import computing_in
 from trainer.training import predict, train
 from transform.batches import request_batches
+from transform.transform_graph import TransformGraph
 
 TOLERANCE = 1e-5
 SETTINGS = {
@@ -22,7 +23,8 @@ def test_it_serves_what_was_measured(small, tmp_path):
     spec = small.spec.model_copy(update={"training": small.spec.training.model_copy(update=SETTINGS)})
     files = small.transformed["test"]
     trained = train(spec, small.inputs(), small.transformed["eval"], files, str(tmp_path / "run"))
-    export_model(spec, trained.model, small.transform_output.transform_features_layer(), str(tmp_path / "1"))
+    preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
+    export_model(spec, trained.model, preprocess, str(tmp_path / "1"))
     loaded = tf.saved_model.load(str(tmp_path / "1"))
 
     requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]

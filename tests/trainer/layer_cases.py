@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from trainer.layers.candidate_attention import CandidateAttention
@@ -74,6 +75,7 @@ EVENTS = {
     "seen": {"events": normal(B, U, 6, seed=1), "mask": EVENTS_MASK},
 }
 KEYS = (B, HEADS, U, D // HEADS)
+TASK_READ = (B, HEADS, K, 2 * D // HEADS + 1)
 
 
 def _block(tokens, mask, shape, cache=None, **options):
@@ -81,7 +83,8 @@ def _block(tokens, mask, shape, cache=None, **options):
     arguments = {"tokens": tokens, "context_mask": mask}
     if cache:
         arguments |= {"context_keys": normal(*cache, seed=1), "context_values": normal(*cache, seed=2)}
-    return Case(PrivateChannelBlock, settings, arguments, [shape, *[cache or KEYS] * 2], options)
+    more = {name: options.pop(name) for name in ("task_tokens", "task_read", "tasks_only") if name in options}
+    return Case(PrivateChannelBlock, settings, arguments | more, shape, options)
 
 
 def _cross(visibility, detach=True, **options):
@@ -141,8 +144,24 @@ CASES = {
     "matching_scorer_dot": _matching("dot"),
     "matching_scorer_bilinear": _matching("bilinear"),
     "matching_scorer_mlp": _matching("mlp"),
-    "private_channel_block_context": _block(normal(B, U, D), EVENTS_MASK, (B, U, D), idle=("candidate_bias",)),
+    "private_channel_block_context": _block(
+        normal(B, U, D), EVENTS_MASK, [(B, U, D), KEYS, KEYS], idle=("candidate_bias",)
+    ),
+    "private_channel_block_context_with_tasks": _block(
+        normal(B, U, D),
+        EVENTS_MASK,
+        [(B, U, D), KEYS, KEYS, TASK_READ],
+        task_tokens=keras.ops.convert_to_tensor(normal(K, D, seed=3)),  # no array: it has no B
+        idle=("candidate_bias",),
+        float32=(3,),
+    ),
     "private_channel_block_groups": _block(normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=KEYS),
+    "private_channel_block_first_groups": _block(
+        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=KEYS, task_read=normal(*TASK_READ, seed=3)
+    ),
+    "private_channel_block_last_groups": _block(
+        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, K, D), cache=KEYS, tasks_only=True
+    ),
     "private_channel_block_groups_without_context": _block(
         normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(B, HEADS, 0, D // HEADS)
     ),

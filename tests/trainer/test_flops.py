@@ -43,9 +43,10 @@ def product(rows, inner, columns, each=1, gradients=2):
     return np.array([flops, flops * (1 + gradients), moved, moved * (1 + gradients)])
 
 
-def attention(requests, tokens, context, pairs):
-    """Two products for a pair forward and four backward; reads queries, keys, values and context, writes as queries."""
-    flops, moved = requests * 4 * D * pairs, 4 * requests * D * (4 * tokens + 2 * context)
+def attention(requests, tokens, context, pairs, readers=None):
+    """Two products for a pair forward and four backward; reads queries, keys, values, context, writes what is read."""
+    flops = requests * 4 * D * pairs
+    moved = 4 * requests * D * (3 * tokens + (tokens if readers is None else readers) + 2 * context)
     return np.array([flops, 3 * flops, moved, 3 * moved])
 
 
@@ -68,10 +69,19 @@ def test_the_cost_of_a_batch_is_that_counted_by_hand(b):
         "context: all else, of all blocks but the last, where nobody reads it": (L - 1)
         * (attention(b, U, 0, pairs=U * (U + 1) // 2) + block(b * U)),
         "candidates: rows, projection": rows(b * N, ITEM) + product(b * N, ITEM, D),
-        "groups: queries, keys and values": L * product(b * groups, D, 3 * D),
-        "groups: attention to the context, the candidate and itself": L
-        * attention(b, groups, U, pairs=groups * U + N * (1 + 2 * K)),
-        "groups: all else": L * block(b * groups),
+        "task tokens in the first block: queries, keys and values": product(K, D, 3 * D),
+        "task tokens in the first block: scores of the context, by queries that all requests share": product(
+            K, D // H, U, each=b * H
+        )
+        - (b - 1) * product(K, D // H, 0, each=H),
+        "task tokens in the first block: sums": product(K, U, D // H, each=b * H),
+        "candidates in the first block": product(b * N, D, 3 * D) + attention(b, N, U, pairs=N * (U + 1)),
+        "task tokens in the first block: scores of candidates": product(N, D // H, K, each=b * H),
+        "groups in the last block: queries, keys and values": product(b * groups, D, 3 * D),
+        "task tokens in the last block: attention to the context, the candidate and themselves": attention(
+            b, groups, U, pairs=N * K * (U + 2), readers=N * K
+        ),
+        "groups: all else, in the last block of task tokens alone": block(b * groups) + block(b * N * K),
         "descriptor: nothing learns from the gradient of an age": product(b, 1, D, gradients=1) + product(b, D, K * D),
         "candidate attention: queries": product(b, D, D, each=K) + product(b, D // H, D, each=K * H),
         "candidate attention: scores and sums": product(H, D, N, each=b * K) + product(H, N, D, each=b * K),
@@ -129,12 +139,14 @@ def test_any_model_has_a_cost():
 def test_operations_are_those_counted_by_hand():
     keras.utils.set_random_seed(0)
     model = onerank(NO_SEQUENCES, 1)
-    square, ffn, tokens = D * D, 2 * FFN * D * D, N * (1 + K)
+    square, ffn = D * D, 2 * FFN * D * D
     by_part = {
         "candidate's token": N * ITEM * D,
-        "block: query, key, value, merge, feed-forward": tokens * (4 * square + ffn),
-        "block: scores of 2 heads with 3 columns more, own candidate and itself": 2 * tokens * 2 * (D // 2 + 3),
-        "block: sums of 2 heads": tokens * 2 * D,
+        "queries, keys and values of candidates' and of task tokens": (N + K) * 3 * square,
+        "candidates: scores of 2 heads with 3 columns more, of itself as first and as itself": 2 * N * 2 * (D // 2 + 3),
+        "candidates: sums of 2 heads": N * 2 * D,
+        "task tokens: scores of their candidate": N * K * D,
+        "task tokens: merge, feed-forward": N * K * (square + ffn),
         "descriptor": 4 * D + K * square,
         "candidate attention: to and from heads": K * 4 * square,
         "candidate attention: scores and sums of 2 heads": K * 2 * (2 * N * D),

@@ -268,10 +268,19 @@ def test_a_block_without_context_keeps_its_shape():
     assert tokens.shape == (B, 0, D) and [part.shape for part in cache] == [(B, HEADS, 0, D // HEADS)] * 2
 
 
-def test_what_a_block_returns_with_a_cache_is_the_cache():
-    case = CASES["private_channel_block_groups"]
-    _, *cache = outputs_of(PrivateChannelBlock(**case.settings)(**case.arguments))
-    np.testing.assert_array_equal(cache, [case.arguments["context_keys"], case.arguments["context_values"]])
+@pytest.mark.parametrize("u", [0, 1, U])
+@pytest.mark.parametrize("tasks_only", [False, True])
+def test_a_first_and_a_last_block_do_less_for_the_same(u, tasks_only):
+    block, tasks, mask = PrivateChannelBlock(HEADS), normal(K, D, seed=3), EVENTS_MASK[:, :u]
+    groups = np.concatenate([normal(B, N, 1, D, seed=4), np.broadcast_to(tasks, (B, N, K, D))], axis=2)
+    _, keys, values, task_read = block(normal(B, u, D), mask, task_tokens=tasks)
+    spread_weights(block)
+    _, keys, values, task_read = block(normal(B, u, D), mask, task_tokens=tasks)
+    expected = numpy(block(groups, mask, keys, values))
+    actual = numpy(block(groups, mask, keys, values, task_read=task_read, tasks_only=tasks_only))
+    np.testing.assert_allclose(actual, expected[:, :, 1:] if tasks_only else expected, atol=1e-5)
+    actual = numpy(block(groups, mask, keys, values, tasks_only=tasks_only))
+    np.testing.assert_allclose(actual, expected[:, :, 1:] if tasks_only else expected, atol=1e-5)
 
 
 def test_dropout_of_a_block_acts_in_training_only():

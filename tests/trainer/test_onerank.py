@@ -30,6 +30,7 @@ from trainer.layers.summary_merge import SummaryMerge
 from trainer.models.base import empty_batch
 from trainer.models.onerank import OneRank
 from trainer.ops import portable_attention
+from trainer.ops.first_block_attention import first_block_attention, read_before_candidates
 from trainer.ops.kernels import use_kernels
 from trainer.ops.structured_attention import structured_attention
 
@@ -90,7 +91,7 @@ def group_attention_where(reads):
         keys, values = ops.concatenate([context.keys, keys], 2), ops.concatenate([context.values, values], 2)
         is_item = np.array([0] * context.mask.shape[1] + [c == 0 for _, c in places], "float32")
         scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + bias[:, None, None] * is_item
-        return ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values)
+        return visibility.of_readers(ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values))
 
     return lambda monkeypatch: monkeypatch.setattr(private_channel_block, "structured_attention", attend)
 
@@ -193,7 +194,11 @@ def gradients(function, sources):
 # === Private channels; candidates apart from each other until they are scored ===
 
 
-@fails_under(tasks_read_each_other=TASKS_TALK, item_reads_its_tasks=ITEM_READS_TASKS)
+@fails_under(
+    tasks_read_each_other=TASKS_TALK,
+    item_reads_its_tasks=ITEM_READS_TASKS,
+    first_tasks_read_each_other=edit(read_before_candidates, "queries * keys -> queries * ops.roll(keys, 1, axis=2)"),
+)
 def test_a_task_token_moves_its_own_channel_alone():
     # deep: through the item's token, a task would reach the others from the second block on
     model, batch = made(layers=3), random_batch(CANDIDATES, EVENTS)
@@ -331,7 +336,7 @@ def attention(query, key, value, weigh):
     return ops.concatenate(read, axis=-1)
 
 
-def dense_transformer(blocks, context, context_mask, groups):
+def dense_transformer(blocks, context, context_mask, groups, _):
     """A plain pre-norm Transformer over X0 = [context, groups]."""
     (b, n, g, _), u = groups.shape, context.shape[1]
     tokens = [("context", place) for place in range(u)]
@@ -352,21 +357,23 @@ def dense_transformer(blocks, context, context_mask, groups):
     return x[:, :u], ops.reshape(x[:, u:], (b, n, g, D))
 
 
-def structured_transformer(blocks, context, context_mask, groups):
-    for block in blocks:
-        context, *cache = block(context, context_mask)
-        groups, *_ = block(groups, context_mask, *cache)
+def structured_transformer(blocks, context, context_mask, groups, tasks):
+    for index, block in enumerate(blocks):
+        first = index == 0 and len(tasks) > 0
+        context, keys, values, *task_read = block(context, context_mask, task_tokens=tasks if first else None)
+        groups = block(groups, context_mask, keys, values, task_read=task_read[0] if first else None)
     return context, groups
 
 
-def states_and_gradients(transformer, blocks, context, mask, groups):
+def states_and_gradients(transformer, blocks, context, mask, items, tasks):
     weights = [variable.value for block in blocks for variable in block.trainable_variables]
     with tf.GradientTape() as tape:
-        tape.watch([context, groups])
-        read, states = transformer(blocks, context, mask, groups)
+        tape.watch([context, items, tasks])
+        groups = [items, ops.broadcast_to(tasks, (*items.shape[:2], *tasks.shape))]
+        read, states = transformer(blocks, context, mask, ops.concatenate(groups, axis=2), tasks)
         read = ops.where(mask[..., None], read, 0)  # what padded tokens read means nothing
         loss = ops.sum(read * normal(*read.shape)) + ops.sum(states * normal(*states.shape))
-    return read, states, *tape.gradient(loss, [context, groups, *weights], unconnected_gradients="zero")
+    return read, states, *tape.gradient(loss, [context, items, tasks, *weights], unconnected_gradients="zero")
 
 
 OF_NO_SEQUENCE = tuple(column for column in INPUTS.columns if column.group not in INPUTS.sequence_names)
@@ -389,7 +396,14 @@ NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
     ),
     no_gradient_into_the_cache=edit(
         private_channel_block.PrivateChannelBlock.call,
-        "Context(context_keys, -> Context(ops.stop_gradient(context_keys),",
+        "for tensor in (context_keys, -> for tensor in (ops.stop_gradient(context_keys),",
+    ),
+    first_tasks_read_padding=edit(read_before_candidates, "scores, HIDDEN) -> scores, scores)"),
+    first_tasks_do_not_read_themselves=edit(read_before_candidates, "keepdims=True), (b, -> keepdims=True) - 1e9, (b,"),
+    first_tasks_without_candidate_bias=edit(first_block_attention, " + bias[:, None, None] -> "),
+    first_tasks_count_the_context_half=edit(first_block_attention, "sigmoid(scores - -> sigmoid(scores + 0.69 -"),
+    no_gradient_into_the_first_tasks=edit(
+        read_before_candidates, "ops.matmul(queries, -> ops.matmul(ops.stop_gradient(queries),"
     ),
 )
 def test_states_and_gradients_are_those_of_one_dense_mask():
@@ -404,7 +418,8 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
         context, mask = model._context_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
         features = {name: values for name, values in batch["candidates"].items() if name != "mask"}
         groups = model.candidate_tokenizer(model.embedding(features, group="candidate"))
-        arguments = model.blocks, ops.convert_to_tensor(context), numpy(mask), groups
+        items, tasks = groups[:, :, :1], groups[0, 0, 1:]
+        arguments = model.blocks, ops.convert_to_tensor(context), numpy(mask), items, tasks
         expected = states_and_gradients(dense_transformer, *arguments)
         for n, actual in enumerate(states_and_gradients(structured_transformer, *arguments)):
             size = max(1, np.abs(expected[n]).max(initial=0))
@@ -495,8 +510,8 @@ def test_each_task_attends_to_all_candidates_with_weights_of_its_own():
     expected = np.zeros((3, K, D))
     for b, k, h in np.ndindex(3, K, HEADS):
         r = states[b, there[b], k]
-        weights = np.exp((r @ wk[k, :, h]) @ (queries[b, k] @ wq[k, :, h]) / np.sqrt(D / HEADS))
-        expected[b, k] += weights / weights.sum() @ (r @ wv[k, :, h]) @ wo[k, h]
+        weights = np.exp((r @ wk[k, h]) @ (queries[b, k] @ wq[k, h]) / np.sqrt(D / HEADS))
+        expected[b, k] += weights / weights.sum() @ (r @ wv[k, h]) @ wo[k, h]
     same(merge(layer(queries, states, there)), expected, "attention")
 
 

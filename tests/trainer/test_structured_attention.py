@@ -107,6 +107,14 @@ def test_padding_is_inert(kernel):
     assert not expected["context_values"][:, :, 1].any() and expected["context_values"][:, :, 0].any()
 
 
+@pytest.mark.parametrize("kernel", [*KERNELS, "reference"])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_mask_is_a_mask_of_all(kernel, seed):
+    arguments, visibility = random_case(seed)
+    everywhere = arguments | {"mask": tf.ones_like(arguments["mask"])}
+    assert_same(run(arguments | {"mask": None}, visibility, kernel), run(everywhere, visibility, kernel))
+
+
 @needs_fused
 def test_threads_change_nothing():
     case = random_case(3)

@@ -53,7 +53,7 @@ class CandidateAttention(keras.layers.Layer):
 
         def kernel(name: str) -> Any:
             uniform = keras.initializers.RandomUniform(-limit, limit)
-            return self.add_weight(shape=(k, d, self.heads, d // self.heads), initializer=uniform, name=name)
+            return self.add_weight(shape=(k, self.heads, d, d // self.heads), initializer=uniform, name=name)
 
         self.query_kernel = kernel("query_kernel")
         self.key_kernel = kernel("key_kernel")
@@ -62,15 +62,19 @@ class CandidateAttention(keras.layers.Layer):
 
     def call(self, queries: Any, candidates: Any, candidate_mask: Any) -> dict[str, Any]:
         """What each task reads."""
-        query = ops.einsum("bkd,kdhe->bkhe", queries, self.query_kernel)
+        # Products of a batch a task and head: in an einsum, the kernels would be transposed at every call.
+        by_task = ops.expand_dims(ops.transpose(queries, (1, 0, 2)), 1)  # [K, 1, B, d]
+        query = ops.matmul(by_task, self.query_kernel)
         # The query meets the keys in the candidates' own space: [B, K, H, d] instead of keys [B, N, K, H, d/H].
-        query = ops.einsum("bkhe,kdhe->bkhd", query, self.key_kernel)
-        scores = ops.cast(ops.einsum("bkhd,bnkd->bkhn", query, candidates), "float32")
+        query = ops.matmul(query, ops.transpose(self.key_kernel, (0, 1, 3, 2)))  # [K, H, B, d]
+        query = ops.transpose(query, (2, 0, 1, 3))
+        candidates = ops.transpose(candidates, (0, 2, 1, 3))  # [B, K, N, d]
+        scores = ops.cast(ops.matmul(query, ops.transpose(candidates, (0, 1, 3, 2))), "float32")
         scores = scores * (self.query_kernel.shape[-1] ** -0.5)
         scores = ops.where(candidate_mask[:, None, None, :], scores, HIDDEN)
         weights = ops.cast(softmax(scores), candidates.dtype)
-        mean = ops.einsum("bkhn,bnkd->bkhd", weights, candidates)
-        read = ops.einsum("bkhd,kdhe->bkhe", mean, self.value_kernel)
+        mean = ops.transpose(ops.matmul(weights, candidates), (1, 2, 0, 3))  # [K, H, B, d]
+        read = ops.transpose(ops.matmul(mean, self.value_kernel), (2, 0, 1, 3))  # [B, K, H, d/H]
         return {
             "read": ops.expand_dims(read, 1),
             "log_weight": ops.expand_dims(ops.logsumexp(scores, axis=-1), 1),

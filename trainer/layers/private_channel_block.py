@@ -9,6 +9,7 @@ from keras import ops
 
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
+from trainer.ops.first_block_attention import first_block_attention, read_before_candidates
 from trainer.ops.structured_attention import CAUSAL, Context, Visibility, structured_attention
 
 # e^4 = 55: beside as many context tokens, a task token gives its candidate half of its attention at first, and the
@@ -27,6 +28,9 @@ class PrivateChannelBlock(keras.layers.Layer):
     never another task's token or another candidate. So the context's states hold for any candidates, and what a task
     token becomes holds for any other candidates and tasks.
 
+    In the first block the task tokens of all candidates are the same. Given these with the context, it computes once
+    what they read of it; given that with the groups, the result is the same, for less work.
+
     Args:
         heads: int. H, the attention heads; divides d. Defaults to 4.
         ffn_ratio: int. The width of the feed-forward network's hidden layer over d. Defaults to 4.
@@ -37,17 +41,22 @@ class PrivateChannelBlock(keras.layers.Layer):
         context_mask: Bool [B, U]. True where a context token is.
         context_keys: Float [B, H, U, d/H], optional. The context's keys; with them, tokens are groups.
         context_values: Float [B, H, U, d/H], optional. The context's values.
+        task_tokens: Float [K, d], optional. Beside the context: the task tokens that all groups will have.
+        task_read: Float32 [B, H, K, 2 d/H + 1], optional. Beside groups: what the block returned for these.
+        tasks_only: bool. Whether the new task tokens alone are wanted of the groups, as in the last block. Defaults to
+            False.
         training: bool.
 
     Returns:
-        The new tokens, the context's keys and its values (those given, if they were).
+        Of the context: the new tokens, their keys and values, and with task tokens what these read. Of groups: the new
+        groups, or [B, N, K, d] if the tasks alone are wanted.
 
     Example:
     ```python
     block = PrivateChannelBlock(heads=2)
     mask = np.ones((2, 7), bool)
     context, keys, values = block(np.ones((2, 7, 8)), mask)
-    block(np.ones((2, 5, 4, 8)), mask, keys, values)[0]  # [2, 5, 4, 8]
+    block(np.ones((2, 5, 4, 8)), mask, keys, values)  # [2, 5, 4, 8]
     ```
 
     References:
@@ -58,7 +67,7 @@ class PrivateChannelBlock(keras.layers.Layer):
     """
 
     def __init__(self, heads: int = 4, ffn_ratio: int = 4, dropout: float = 0.0, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # it would round the logarithms in `task_read`
         if heads < 1 or ffn_ratio < 1:
             raise ValueError(
                 "`heads` and `ffn_ratio` should be at least 1. "
@@ -70,7 +79,14 @@ class PrivateChannelBlock(keras.layers.Layer):
         self.ffn_ratio = ffn_ratio
         self.dropout = dropout
 
-    def build(self, tokens_shape: Any, context_keys_shape: Any = None, context_values_shape: Any = None) -> None:
+    def build(
+        self,
+        tokens_shape: Any,
+        context_keys_shape: Any = None,
+        context_values_shape: Any = None,
+        task_tokens_shape: Any = None,
+        task_read_shape: Any = None,
+    ) -> None:
         """Creates the weights; all that matters is the width d."""
         d = tokens_shape[-1]
         if d % self.heads:
@@ -100,38 +116,75 @@ class PrivateChannelBlock(keras.layers.Layer):
         context_mask: Any,
         context_keys: Any = None,
         context_values: Any = None,
+        task_tokens: Any = None,
+        task_read: Any = None,
+        tasks_only: bool = False,
         training: bool | None = None,
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, ...]:
         """The block on the context, or on groups."""
-        shape = ops.shape(tokens)
-        flat = tokens if context_keys is None else ops.reshape(tokens, (shape[0], shape[1] * shape[2], shape[3]))
-        queries, keys, values = self._heads(self.project(self.attention_norm(flat)))
-        if context_keys is None:
-            context_keys, context_values = keys, values
-            read = structured_attention(queries, keys, values, CAUSAL, context_mask)
-        else:
-            context = Context(context_keys, context_values, context_mask)
-            groups = Visibility("first", tokens.shape[2])
-            read = structured_attention(queries, keys, values, groups, context=context, bias=self.candidate_bias)
-        read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), ops.shape(flat))
-        flat = flat + self.drop(self.merge(read), training=training)
-        flat = flat + self.drop(self.ffn_out(self.ffn_in(self.ffn_norm(flat))), training=training)
-        return ops.reshape(flat, shape), context_keys, context_values
+        tokens = ops.cast(tokens, self.compute_dtype)
+        if context_keys is not None:
+            keys, values = (ops.cast(tensor, self.compute_dtype) for tensor in (context_keys, context_values))
+            context = Context(keys, values, context_mask)
+            read = self._read_of_groups(tokens, context, task_read, tasks_only)
+            return self._after_attention(tokens[:, :, 1:] if tasks_only else tokens, read, training)
+        queries, keys, values = self._heads(tokens)
+        read = structured_attention(queries, keys, values, CAUSAL, context_mask)
+        new_tokens = self._after_attention(tokens, read, training)
+        if task_tokens is None:
+            return new_tokens, keys, values
+        tasks = self._heads(ops.expand_dims(task_tokens, 0))
+        return new_tokens, keys, values, read_before_candidates(tasks, Context(keys, values, context_mask))
 
-    def _heads(self, projected: Any) -> list[Any]:
-        """[B, M, 3 d] to queries, keys and values [B, H, M, d/H]."""
-        b, m, width = ops.shape(projected)
-        split = ops.reshape(projected, (b, m, 3, self.heads, width // (3 * self.heads)))
+    def _read_of_groups(self, tokens: Any, context: Context, task_read: Any, tasks_only: bool) -> Any:
+        """What the tokens of groups read, [B, H, M, d/H]; M without the candidates' tokens, if they are not wanted."""
+        visibility = Visibility("first", tokens.shape[2], first_reader=1 if tasks_only else 0)
+        if task_read is None:
+            b, n, size, d = ops.shape(tokens)
+            queries, keys, values = self._heads(ops.reshape(tokens, (b, n * size, d)))
+            return structured_attention(queries, keys, values, visibility, context=context, bias=self.candidate_bias)
+        read = first_block_attention(self._heads(tokens[:, :, 0]), task_read, context, self.candidate_bias)
+        return visibility.of_readers(read)
+
+    def _heads(self, tokens: Any) -> list[Any]:
+        """Queries, keys and values [B, H, M, d/H] of tokens [B, M, d]."""
+        b, m, d = ops.shape(tokens)
+        projected = self.project(self.attention_norm(ops.reshape(tokens, (-1, d))))
+        split = ops.reshape(projected, (b, m, 3, self.heads, d // self.heads))
         return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), num=3, axis=0)
 
-    def compute_output_shape(
-        self, tokens_shape: Any, context_keys_shape: Any = None, context_values_shape: Any = None
+    def _after_attention(self, tokens: Any, read: Any, training: bool | None) -> Any:
+        """The new tokens: both residual branches."""
+        d = tokens.shape[-1]
+        rows = ops.reshape(tokens, (-1, d))
+        read = ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (-1, d))
+        rows = rows + self.drop(self.merge(read), training=training)
+        rows = rows + self.drop(self.ffn_out(self.ffn_in(self.ffn_norm(rows))), training=training)
+        return ops.reshape(rows, ops.shape(tokens))
+
+    def compute_output_spec(
+        self,
+        tokens: Any,
+        context_mask: Any,
+        context_keys: Any = None,
+        context_values: Any = None,
+        task_tokens: Any = None,
+        task_read: Any = None,
+        tasks_only: bool = False,
+        training: bool | None = None,
     ) -> Any:
-        """The tokens' shape, and twice [B, H, U, d/H]."""
-        if context_keys_shape is None:
-            b, u, d = tokens_shape
-            context_keys_shape = (b, self.heads, u, d // self.heads)
-        return tuple(tokens_shape), tuple(context_keys_shape), tuple(context_keys_shape)
+        """Of the context [B, U, d], twice [B, H, U, d/H], and [B, H, K, 2 d/H + 1] with task tokens; else groups."""
+        if context_keys is not None:
+            b, n, size, d = tokens.shape
+            return keras.KerasTensor((b, n, size - 1 if tasks_only else size, d), self.compute_dtype)
+        b, u, d = tokens.shape
+        depth = d // self.heads
+        of_context = [
+            keras.KerasTensor(shape, self.compute_dtype) for shape in [(b, u, d), *[(b, self.heads, u, depth)] * 2]
+        ]
+        if task_tokens is None:
+            return tuple(of_context)
+        return (*of_context, keras.KerasTensor((b, self.heads, task_tokens.shape[0], 2 * depth + 1), "float32"))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -64,7 +64,9 @@ class SituationalDescriptor(keras.layers.Layer):
         """The queries."""
         situation = user if context is None else ops.concatenate([user, context], axis=-1)
         described = self.norm(self.describe(situation))
-        return ops.gelu(ops.einsum("bd,kde->bke", described, self.query_kernel) + self.query_bias, approximate=False)
+        queries = ops.matmul(described, self.query_kernel)  # [K, B, d]; an einsum would transpose the kernel
+        queries = ops.transpose(queries, (1, 0, 2))
+        return ops.gelu(queries + self.query_bias, approximate=False)
 
     def compute_output_shape(self, user_shape: Any, context_shape: Any = None) -> Any:
         """[B, K, d]."""

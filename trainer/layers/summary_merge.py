@@ -50,7 +50,9 @@ class SummaryMerge(keras.layers.Layer):
         else:
             weights = ops.softmax(ops.cast(log_weight, "float32"), axis=1)
             read = ops.einsum("bpkh,bpkhe->bkhe", ops.cast(weights, read.dtype), read)
-        return ops.einsum("bkhe,khed->bkd", read, self.kernel)
+        k, h, e, d = self.kernel.shape
+        rows = ops.transpose(ops.reshape(read, (-1, k, h * e)), (1, 0, 2))
+        return ops.transpose(ops.matmul(rows, ops.reshape(self.kernel, (k, h * e, d))), (1, 0, 2))
 
     def compute_output_shape(self, summary_shape: Any) -> Any:
         """[B, K, d]."""

@@ -32,11 +32,16 @@ class TokenDense(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The product of rows."""
-        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        if len(inputs.shape) == 2:
+            return self._products(inputs, training)
+        products = self._products(ops.reshape(inputs, (-1, inputs.shape[-1])), training)
+        tokens = inputs.shape[1:-1]
+        tokens = (-1, *tokens) if inputs.shape[0] is None and None not in tokens else ops.shape(inputs)[:-1]
+        return ops.reshape(products, (*tokens, self.units))
+
+    def _products(self, rows: Any, training: bool | None) -> Any:
         if self.use_bias and self.activation is keras.activations.gelu and kernel_for(rows) == "fused":
             from trainer.ops.fused import fused_gelu
 
-            products = fused_gelu(ops.matmul(rows, self.kernel), self.bias)
-        else:
-            products = super().call(rows, training=training)
-        return ops.reshape(products, (*ops.shape(inputs)[:-1], self.units))
+            return fused_gelu(ops.matmul(rows, self.kernel), self.bias)
+        return super().call(rows, training=training)

@@ -28,7 +28,8 @@ from transform.columns import ModelInputs
 class OneRank(RankingModel):
     """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
 
-    The cache holds the user's embedding and each block's keys and values of the context.
+    The cache holds the user's embedding, each block's keys and values of the context, and what the task tokens read of
+    it in the first block.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -107,6 +108,8 @@ class OneRank(RankingModel):
         self.candidate_tokenizer = CandidateTokenizer(
             k if task_tokens else 0, d, name="candidate_tokenizer", dtype=dtype
         )
+        # at once: a context is encoded with the task tokens, before any candidate is there
+        self.candidate_tokenizer.build((None, None, self.embedding.width("candidate")))
         self.blocks = [
             PrivateChannelBlock(heads, ffn_ratio, dropout, name=f"block_{index}", dtype=dtype)
             for index in range(layers)
@@ -128,13 +131,21 @@ class OneRank(RankingModel):
     # === Stages ===
 
     def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
-        """The user's embedding `user` [B, D], `mask` [B, U], and a block's `keys_0`, `values_0` ... [B, H, U, d/H]."""
+        """The user's embedding `user` [B, D], `mask` [B, U], a block's `keys_0`, `values_0` ... [B, H, U, d/H].
+
+        And `task_read` [B, H, K, 2 d/H + 1], what the task tokens read in the first block.
+        """
         embedded = self.embedding(user, group="user")
         tokens, mask = self._context_tokens(sequences, embedded)
         cache = {"user": embedded, "mask": mask}
         for index, block in enumerate(self.blocks):
-            tokens, keys, values = self._apply(block, tokens=tokens, context_mask=mask, training=training)
+            arguments = {"tokens": tokens, "context_mask": mask}
+            if index == 0 and self.task_tokens:
+                arguments["task_tokens"] = ops.convert_to_tensor(self.candidate_tokenizer.task_tokens)
+            tokens, keys, values, *task_read = self._apply(block, **arguments, training=training)
             cache |= {f"keys_{index}": keys, f"values_{index}": values}
+            if task_read:
+                cache["task_read"] = task_read[0]
         return cache
 
     def score_candidates(
@@ -178,9 +189,12 @@ class OneRank(RankingModel):
         for index, block in enumerate(self.blocks):
             of_context = {"context_keys": cache[f"keys_{index}"], "context_values": cache[f"values_{index}"]}
             arguments = {"tokens": groups, "context_mask": cache["mask"], **of_context}
-            groups, _, _ = self._apply(block, **arguments, training=training)
+            if self.task_tokens:
+                arguments["task_read"] = cache["task_read"] if index == 0 else None
+                arguments["tasks_only"] = index == self.depth - 1
+            groups = self._apply(block, **arguments, training=training)
         states = self.final_norm(groups)
-        return states[:, :, 1:] if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
+        return states if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 
     def _queries(self, cache: Tensors, context: Tensors) -> Any:
         """[B, K, d]: what the situation makes each task look for."""

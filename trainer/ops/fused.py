@@ -30,6 +30,7 @@ def fused_attention(
             while it traces a graph.
         RuntimeError: when the operations are not there, see `unavailable`.
     """
+    mask = tf.ones((tf.shape(keys)[0], tf.shape(keys)[2]), tf.bool) if mask is None else mask
     given = {"queries": queries, "keys": keys, "values": values, "context.keys": context.keys}
     given["context.values"] = context.values
     dtype = tf.convert_to_tensor(queries).dtype
@@ -55,7 +56,7 @@ def fused_attention(
         reads=visibility.reads,
         group_size=visibility.group_size or 0,
     )
-    return out
+    return visibility.of_readers(out)
 
 
 def fused_gelu(x: Any, bias: Any) -> Any:

@@ -21,15 +21,14 @@ def portable_attention(
 ) -> Any:
     """See `structured_attention`."""
     scaled = ops.cast(queries, "float32") * (queries.shape[-1] ** -0.5)
-    attend = _list_attention if visibility.group_size is None else _group_attention
-    read = attend(scaled, keys, values, visibility, mask, context, bias)
-    there = mask[:, ops.shape(mask)[1] - ops.shape(queries)[2] :]
-    return read * ops.cast(there, read.dtype)[:, None, :, None]
+    if visibility.group_size is not None:
+        return _group_attention(scaled, keys, values, visibility, mask, context, bias)
+    mask = ops.ones((ops.shape(keys)[0], ops.shape(keys)[2]), "bool") if mask is None else mask
+    read = _list_attention(scaled, keys, values, visibility, mask, context)
+    return _where_tokens_are(read, mask[:, None, ops.shape(mask)[1] - ops.shape(queries)[2] :, None])
 
 
-def _list_attention(
-    queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context, bias: Any
-) -> Any:
+def _list_attention(queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context) -> Any:
     """One group: scores [B, H, Q, U + M]."""
     u, m, q = ops.shape(context.mask)[1], ops.shape(mask)[1], ops.shape(queries)[2]
     if context.keys.shape[2] != 0:
@@ -47,16 +46,19 @@ def _list_attention(
 def _group_attention(
     queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context, bias: Any
 ) -> Any:
-    """Many groups: scores [B, H, M, U + the tokens that one reads of its group]."""
-    size = visibility.group_size
+    """Many groups: scores [B, H, Q, U + the tokens that one reads of its group]."""
+    readers = visibility.readers
+    size = readers + visibility.first_reader
     b, h, m, d = ops.shape(keys)
-    grouped = (b, h, m // size, size, d)
-    key_groups, value_groups = ops.reshape(ops.cast(keys, "float32"), grouped), ops.reshape(values, grouped)
-    own = _own_scores(
-        ops.reshape(queries, grouped), key_groups, visibility, ops.reshape(mask, (b, m // size, size)), bias
-    )
-    width = own.shape[-1]
-    queries = ops.concatenate([queries, ops.reshape(own, (b, h, m, width)), ops.ones_like(queries[..., :1])], axis=-1)
+    n = m // size
+    key_groups, value_groups = (ops.reshape(tensor, (b, h, n, size, d)) for tensor in (keys, values))
+    queries = ops.reshape(visibility.of_readers(queries), (b, h, n, readers, d))
+    own = _own_scores(queries, ops.cast(key_groups, "float32"), visibility, bias)
+    if mask is not None:
+        own = _without_padding(own, visibility, ops.reshape(mask, (b, 1, n, size)))
+    width, rows = own.shape[-1], (b, h, n * readers)
+    queries = ops.concatenate([queries, own, ops.ones_like(queries[..., :1])], axis=-1)
+    queries = ops.reshape(queries, (*rows, d + width + 1))
 
     u = ops.shape(context.keys)[2]
     of_context = [ops.cast(context.keys, "float32"), ops.zeros((b, h, u, width)), _hidden(context.mask, context.keys)]
@@ -68,28 +70,43 @@ def _group_attention(
 
     context_values = ops.concatenate([context.values, ops.zeros((b, h, width, d), values.dtype)], axis=2)
     read = ops.matmul(weights, context_values)
-    own = ops.reshape(weights[..., u:], (b, h, m // size, size, width))
+    own = ops.reshape(weights[..., u:], (b, h, n, readers, width))
     if visibility.reads == "first":
-        of_own = own[..., :1] * value_groups[:, :, :, :1] + own[..., 1:] * value_groups
+        of_own = (
+            own[..., :1] * value_groups[:, :, :, :1] + own[..., 1:] * value_groups[:, :, :, visibility.first_reader :]
+        )
     else:
         of_own = ops.matmul(own, value_groups)
-    return read + ops.reshape(of_own, (b, h, m, d))
+    read = read + ops.reshape(of_own, (*rows, d))
+    return read if mask is None else _where_tokens_are(read, visibility.of_readers(mask[:, None, :, None]))
 
 
-def _own_scores(queries: Any, keys: Any, visibility: Visibility, mask: Any, bias: Any) -> Any:
-    """The scores within groups [B, H, N, G, 2 or G], those of the group's first token in front."""
-    place = ops.arange(visibility.group_size)
+def _own_scores(queries: Any, keys: Any, visibility: Visibility, bias: Any) -> Any:
+    """The scores within groups [B, H, N, readers, 2 or G], those of the group's first token in front."""
+    place = ops.arange(visibility.first_reader, visibility.group_size)
     if visibility.reads == "first":
         to_first = ops.sum(queries * keys[:, :, :, :1], axis=-1) + ops.cast(bias, "float32")[:, None, None]
-        to_first = ops.where(mask[:, None, :, :1], to_first, HIDDEN)
-        # the first token is itself: it counts once
-        to_itself = ops.where(place > 0, ops.sum(queries * keys, axis=-1), HIDDEN)
+        to_itself = ops.sum(queries * keys[:, :, :, visibility.first_reader :], axis=-1)
+        to_itself = ops.where(place > 0, to_itself, HIDDEN)  # the first token is itself: it counts once
         return ops.stack([to_first, to_itself], axis=-1)
     scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 2, 4, 3)))
-    visible = mask[:, None, :, None, :]
     if visibility.reads == "before":
-        visible = ops.logical_and(visible, place[None, :] <= place[:, None])
-    return ops.where(visible, scores, HIDDEN)
+        scores = ops.where(ops.arange(visibility.group_size)[None, :] <= place[:, None], scores, HIDDEN)
+    return scores
+
+
+def _without_padding(scores: Any, visibility: Visibility, mask: Any) -> Any:
+    """The scores within groups, those of masked tokens hidden; the mask is [B, 1, N, G]."""
+    if visibility.reads == "first":
+        itself = ops.ones_like(mask[..., visibility.first_reader :])  # masked itself, a token gets zeros anyway
+        mask = ops.stack([ops.broadcast_to(mask[..., :1], ops.shape(itself)), itself], axis=-1)
+    else:
+        mask = mask[..., None, :]
+    return ops.where(mask, scores, HIDDEN)
+
+
+def _where_tokens_are(read: Any, mask: Any) -> Any:
+    return read * ops.cast(mask, read.dtype)
 
 
 def _hidden(mask: Any, keys: Any) -> Any:

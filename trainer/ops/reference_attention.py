@@ -15,6 +15,7 @@ def reference_attention(
 ) -> Any:
     """See `structured_attention`. Holds the scores of all queries against all keys."""
     size, depth, dtype = ops.shape(keys)[2], queries.shape[-1], queries.dtype
+    mask = ops.ones((ops.shape(keys)[0], size), "bool") if mask is None else mask
     key, query = ops.arange(size), ops.arange(size)[size - ops.shape(queries)[2] :, None]
     group_size = visibility.group_size or max(size, 1)
     first = query // group_size * group_size
@@ -39,4 +40,4 @@ def reference_attention(
     scores = scores + ops.where(biased, ops.cast(bias, "float32")[:, None, None], 0.0)
     weights = softmax(ops.where(visible, scores, HIDDEN))
     weights = ops.where(mask[:, None, size - ops.shape(queries)[2] :, None], weights, 0.0)
-    return ops.cast(ops.matmul(weights, values), dtype)
+    return visibility.of_readers(ops.cast(ops.matmul(weights, values), dtype))

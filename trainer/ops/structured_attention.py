@@ -40,16 +40,16 @@ def structured_attention(
             to None.
 
     Returns:
-        Float [B, H, Q, D].
+        Float [B, H, Q, D], of the tokens that read.
 
     Raises:
         ValueError: when a bias is given that no score takes.
     """
     if bias is not None and visibility.reads != "first":
         raise ValueError(f'`bias` is for reads="first". Received: {visibility}. Leave it out.')
-    b, h, m, d = ops.shape(keys)
     # the casts: when Keras builds a model by shapes alone, all its inputs are float32
-    mask = ops.ones((b, m), "bool") if mask is None else ops.cast(mask, "bool")
+    mask = None if mask is None else ops.cast(mask, "bool")
+    b, h, _, d = ops.shape(keys)
     bias = ops.zeros((h,), "float32") if bias is None else bias
     if context is None:
         nothing = ops.zeros((b, h, 0, d), keys.dtype)

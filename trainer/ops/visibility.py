@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from keras import ops
+
 READS = ("first", "before", "all")
 
 
@@ -27,10 +29,13 @@ class Visibility:
         reads: str. `"first"`, `"before"` or `"all"`. Defaults to `"before"`.
         group_size: int. The tokens of a group. Defaults to None: the list is one group, and queries may be those of its
             last tokens alone.
+        first_reader: int. The place of the first token of a group that reads: the tokens before it are read, and left
+            out of the result. Defaults to 0: all read.
     """
 
     reads: str = "before"
     group_size: int | None = None
+    first_reader: int = 0
 
     def __post_init__(self) -> None:
         if self.reads not in READS:
@@ -41,6 +46,27 @@ class Visibility:
             raise ValueError(
                 f"`group_size` should be at least 1. Received: `group_size={self.group_size}`. Use None for one group."
             )
+        if not 0 <= self.first_reader < (self.group_size or 1):
+            raise ValueError(
+                "`first_reader` should be a place in a group. "
+                f"Received: `first_reader={self.first_reader}`, `group_size={self.group_size}`. Use 0 for all tokens."
+            )
+
+    @property
+    def readers(self) -> int:
+        """How many tokens of a group read."""
+        if self.group_size is None:
+            raise TypeError("A list without groups has no readers of a group.")
+        return self.group_size - self.first_reader
+
+    def of_readers(self, tokens: Any) -> Any:
+        """Of all tokens [B, H, M, D] those that read, [B, H, Q, D]."""
+        if not self.first_reader:
+            return tokens
+        b, h, m, d = ops.shape(tokens)
+        n = m // self.group_size
+        readers = ops.reshape(tokens, (b, h, n, self.group_size, d))[:, :, :, self.first_reader :]
+        return ops.reshape(readers, (b, h, n * self.readers, d))
 
 
 CAUSAL = Visibility("before")
