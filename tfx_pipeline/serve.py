@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from glob import glob
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, of_server = parser.parse_known_args(argv)
     try:
         config = PipelineConfig(RankingSpec.load(arguments.spec), "", arguments.output)
+        for option, port in {"--port": arguments.port, "--rest_api_port": arguments.rest_api_port}.items():
+            _check_free(option, port)
         kind, request, body = _write_requests(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,6 +73,20 @@ def _write_requests(config: PipelineConfig) -> tuple[str, str, str]:
     kind = "A request of the eval split." if files else "A warm-up request, as the eval split's examples are gone."
     path = os.path.join(config.output_dir, "requests", f"{config.spec.name}.json")
     return kind, *write_requests(config.serving_dir, files, path)
+
+
+def _check_free(option: str, port: int) -> None:
+    """Before anything is told of the server: it would find out some seconds later."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError as error:
+            variable = option.removeprefix("--").replace("rest_api_port", "rest_port").upper()
+            raise PipelineError(
+                f"{option}: a free port is expected. Received: {port} ({error.strerror}). "
+                f"Give another, `make serve {variable}=...`."
+            ) from error
 
 
 def _python() -> str:

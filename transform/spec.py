@@ -135,7 +135,9 @@ class RankingSpec(sections.Section):
         try:
             content = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
-            raise SpecError(f"{origin}: YAML is expected. Received: {' '.join(str(error).split())}.") from error
+            # the first line says what, the rest where; the name of the text is PyYAML's own
+            told = " ".join(str(error).replace(' in "<unicode string>",', " in").split())
+            raise SpecError(f"{origin}: YAML is expected. Received: {told}. Correct the line.") from error
         if not isinstance(content, dict):
             raise SpecError(f"{origin}: a mapping with `name`, `data`, `tasks` ... is expected. Received: {content!r}.")
         try:
@@ -247,6 +249,9 @@ def _causes(problems: list[Any]) -> list[Any]:
     ]
 
 
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+
+
 def _describe(origin: str, problem: Any) -> str:
     """One pydantic problem as path in the file, what was expected, what was received and the cure."""
     location = list(problem["loc"])
@@ -266,6 +271,8 @@ def _describe(origin: str, problem: Any) -> str:
         text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else _METRICS_EXPECTED
     elif kind == "tuple_type":
         text = "a list is expected, as [a, b]"
+    elif (what := kind.partition("_")[0]) in _TYPES and kind.endswith(("_type", "_parsing", "_from_float")):
+        text = f"{_TYPES[what]} is expected"
     elif kind == "literal_error":
         near = difflib.get_close_matches(str(received), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
         cure = f" Did you mean `{near[0]}`?" if near else ""

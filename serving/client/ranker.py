@@ -109,6 +109,7 @@ class Ranker:
         self._current = CurrentModel(self._transport, model, version, label, refresh)
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="ranker")
         self._told = False
+        self._closed = False
 
     def rank(
         self,
@@ -142,6 +143,8 @@ class Ranker:
             RequestError: when the request doesn't fit the model. Nothing was computed.
             RankingUnavailable: when the server didn't answer in time.
         """
+        if self._closed:
+            raise RequestError("ranker: one that is open is expected. Received: one after `close`. Make another.")
         if (user_key is None) != (history_version is None):
             raise RequestError("user_key: it is expected with `history_version`. Received: one of the two. Give both.")
         who = None if user_key is None else (str(user_key), str(history_version))
@@ -160,6 +163,7 @@ class Ranker:
 
     def close(self) -> None:
         """Closes the connections; requests that are under way may fail."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._transport.close()
 

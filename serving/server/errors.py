@@ -52,7 +52,10 @@ def of_tensorflow(error: Any) -> RequestError:
     else:
         text, code = error.message, _BY_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN)
     cause = text.removeprefix("Graph execution error:").split("\n\t [[")[0]
+    if _UNPARSED in cause:  # it quotes the bytes, up to the first NUL
+        return invalid("examples: serialized tf.train.Example messages are expected. Received: other bytes.")
     return RequestError(code, " ".join(cause.split()))
 
 
+_UNPARSED = "Could not parse example input"
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}  # TensorFlow's codes are gRPC's

@@ -53,6 +53,11 @@ def model_configs(options: ServerOptions) -> list[ModelConfig]:
                 f"model {config.name}: a folder is expected at {config.base_path}. Received: none. "
                 "Give the folder that holds the numbered version folders."
             )
+        if os.path.exists(os.path.join(config.base_path, "saved_model.pb")):
+            raise ServerError(
+                f"model {config.name}: a folder that holds numbered version folders is expected. "
+                f"Received: {config.base_path}, which is a version. Give the folder above it."
+            )
         if not config.name or set("/:") & set(config.name):
             raise ServerError(
                 f"model name: a text without / and : is expected. Received: {config.name!r}. Give another name."

@@ -57,7 +57,10 @@ class Signature:
         missing, unknown = sorted(self.inputs.keys() - set(names)), sorted(set(names) - self.inputs.keys())
         if missing or unknown:
             told = [f"missing: {_listed(missing)}"] * bool(missing) + [f"unknown: {_listed(unknown)}"] * bool(unknown)
-            raise invalid(f"inputs of signature `{self.name}`: {_listed(self.inputs)} are expected. {'; '.join(told)}.")
+            hint = "" if len(unknown) < len(names) else " Give the signature's name, if another one is meant."
+            raise invalid(
+                f"inputs of signature `{self.name}`: {'; '.join(told)}.{hint} Expected are {_listed(self.inputs)}."
+            )
 
     def check_outputs(self, names: Collection[str]) -> None:
         """Refuses a filter of outputs that the signature lacks, or that names one twice.

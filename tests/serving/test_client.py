@@ -534,6 +534,13 @@ def test_this_machine_is_asked_past_the_proxies_of_the_environment(address, requ
 # === Mistakes ===
 
 
+def test_a_ranker_that_was_closed_says_so(server, request_of_many):
+    ranker = Ranker(server.address("grpc"), MODEL)
+    ranker.close()
+    with pytest.raises(RequestError, match="one after `close`"):
+        ranker.rank(**request_of_many)
+
+
 def test_a_mistake_is_told_before_anything_is_sent(server, ranker, request_of_many):
     request = {**request_of_many, "candidates": [{**request_of_many["candidates"][0], "price": "12"}]}
     with pytest.raises(RequestError, match=r"candidates\[0\].price: a number or None is expected. Received: '12'"):

@@ -34,7 +34,7 @@ from serving.model_files import WARMUP_FILE
 from serving.server import __main__ as command
 from serving.server.batcher import _joined
 from serving.server.batching_parameters import BatchingParameters
-from serving.server.errors import RequestError, ServerError
+from serving.server.errors import RequestError, ServerError, of_tensorflow
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 
@@ -588,9 +588,11 @@ def test_mistakes_are_one_line(base, tmp_path, capsys, server):
     (tmp_path / "versions" / "3").mkdir(parents=True)
     (tmp_path / "versions" / "3" / "saved_model.pb").write_bytes(b"no model")
     good, free = [f"--model_base_path={base}"], ["--port=0", "--rest_api_port=0"]
+    version = next(Path(base).glob("*/saved_model.pb")).parent
     for flags, told in [
         ([], "--model_base_path or --model_config_file is expected"),
         ([f"--model_base_path={tmp_path}/none"], f"a folder is expected at {tmp_path}/none"),
+        ([f"--model_base_path={version}"], f"{version}, which is a version. Give the folder above it."),
         ([*good, "--model_name=a/b"], "a text without / and :"),
         ([*good, "--version_policy=newest"], "`latest:2`"),
         ([*good, "--num_threads=-1"], "--num_threads: a number of at least 0"),
@@ -606,6 +608,14 @@ def test_mistakes_are_one_line(base, tmp_path, capsys, server):
         assert command.main(flags) == 1, flags
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert told in line
+
+
+def test_bytes_that_are_no_example_are_told_without_quoting_them():
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        tf.io.parse_example([b"\0\0\0"], {"x": tf.io.VarLenFeature(tf.float32)})
+    refused = of_tensorflow(caught.value)
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert str(refused) == "examples: serialized tf.train.Example messages are expected. Received: other bytes."
 
 
 def test_help_names_every_option(capsys):

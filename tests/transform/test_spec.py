@@ -218,7 +218,7 @@ BROKEN = {
         ["features.context[0].name: a name that the package does not use", "Received: `state_of_mind`"],
     ),
     "no tasks": ({"tasks": []}, ["tasks: ", "at least 1", "Received: []"]),
-    "wrong type": ({"features.user.0.dim": "wide"}, ["features.user[0].dim", "integer", 'Received: "wide"']),
+    "wrong type": ({"features.user.0.dim": "wide"}, ["features.user[0].dim: a whole number is", 'Received: "wide"']),
     "text for a section": ({"request": "user"}, ["request: ", "Request", 'Received: "user"']),
     "zero for a positive number": ({"request.max_candidates": 0}, ["request.max_candidates", "greater than 0", ": 0"]),
     "unknown feature type": ({"features.user.0.type": "number"}, ["features.user[0].type", "'numeric'", '"number"']),
@@ -286,7 +286,7 @@ BROKEN = {
     "both id and group_by": ({"request.id": "r"}, ["request: one of `id` and `group_by`", "not both", '"id": "r"']),
     "neither id nor group_by": ({"request.group_by": REMOVE}, ["request: one of `id` and `group_by`", "not neither"]),
     "empty group_by": ({"request.group_by": []}, ["request: one of `id` and `group_by`", "not neither"]),
-    "request weight": ({"request.weight": 2}, ["request.weight", "string", "Received: 2"]),
+    "request weight": ({"request.weight": 2}, ["request.weight: a text is expected", "Received: 2"]),
     "overlapping splits": ({"split.eval": [2, 3]}, ["split: `eval` should begin after `train` ends", '"eval": [2, 3]']),
     "unordered splits": ({"split.train": [5, 6]}, ["split: `eval` should begin after `train` ends", "[5, 6]"]),
     "range that runs backwards": ({"split.test": [9, 4]}, ["split: ", "first <= last", "`test`", "[9, 4]"]),
@@ -548,7 +548,7 @@ def test_all_mistakes_are_told_at_once():
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("name: [", ["YAML is expected", "Received: ", "line 1"]),
+        ("name: [", ["YAML is expected", "Received: ", "in line 1", "Correct the line."]),
         ("", ["a mapping with `name`", "None"]),
         ("- 1", ["a mapping with `name`", "[1]"]),
     ],

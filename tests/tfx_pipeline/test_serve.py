@@ -1,0 +1,26 @@
+"""What `make serve` refuses, before it tells anything of a server."""
+
+import socket
+
+from tfx_pipeline import serve
+
+
+def told(capsys, *flags):
+    assert serve.main(["--spec", "data/kuairand_mini.yaml", *flags]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_a_port_that_is_taken(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for option, variable in [("--port", "PORT"), ("--rest_api_port", "REST_PORT")]:
+            found = told(capsys, "--output", str(tmp_path), option, str(port))
+            assert found.startswith(f"error: {option}: a free port is expected. Received: {port} (")
+            assert f"`make serve {variable}=...`" in found
+
+
+def test_an_output_without_a_model(capsys, tmp_path):
+    found = told(capsys, "--output", str(tmp_path), "--port", "0", "--rest_api_port", "0")
+    assert "a model that the pipeline pushed is expected" in found and "make demo" in found
