@@ -40,16 +40,17 @@ class TransformGraph:
         graph = self._function.graph
         specs, captures = self._function.structured_input_signature[0][0], graph.captures
         inputs = tf.nest.pack_sequence_as(specs, graph.inputs[: -len(captures)], expand_composites=True)
-        given = {inside.op.name: _captured(outside) for outside, inside in captures}
+        given: dict[str, tf.Tensor] = {}
         for name, feature in raw.items():
             names = [tensor.op.name for tensor in _tensors(inputs[name])]
             given.update(zip(names, _tensors(feature), strict=True))
 
         outputs = tf.nest.pack_sequence_as(self._function.structured_outputs, graph.outputs, expand_composites=True)
         sources = {name: _sources(output) for name, output in outputs.items()}
-        missing = {tensor.op.name for tensor in graph.inputs} - given.keys()
+        missing = {tensor.op.name for tensor in _tensors(inputs)} - given.keys()
         outputs = {name: output for name, output in outputs.items() if not sources[name] & missing}
         needed = set().union(*(sources[name] for name in outputs))
+        given.update({inside.op.name: _captured(outside) for outside, inside in captures if inside.op.name in needed})
         originals = _tensors(outputs)
         tensors = tf.import_graph_def(
             _cut(graph, needed),
