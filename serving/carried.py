@@ -6,7 +6,7 @@ So a mask does not travel as zeros and ones: a padded place would be taken for a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import tensorflow as tf
 
@@ -15,15 +15,18 @@ from serving.raw_inputs import Tensors
 PART = "part"
 
 
-def pack_cache(cache: Mapping[str, tf.Tensor], dtype: str) -> Tensors:
-    """A context cache as it travels: masks [B, U] as int32 places, 1 to U where true, else 0; numbers in `dtype`."""
+def pack_cache(cache: Mapping[str, tf.Tensor], dtype: str, exact: Collection[str] = ()) -> Tensors:
+    """A context cache as it travels: masks [B, U] as int32 places, 1 to U where true, else 0; numbers in `dtype`.
 
-    def packed(tensor: tf.Tensor) -> tf.Tensor:
+    Tensors that are named in `exact` stay float32.
+    """
+
+    def packed(name: str, tensor: tf.Tensor) -> tf.Tensor:
         if tensor.dtype == tf.bool:
             return tf.where(tensor, _places(tensor), 0)
-        return tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor
+        return tf.cast(tensor, dtype) if tensor.dtype.is_floating and name not in exact else tensor
 
-    return {name: packed(tf.convert_to_tensor(tensor)) for name, tensor in cache.items()}
+    return {name: packed(name, tf.convert_to_tensor(tensor)) for name, tensor in cache.items()}
 
 
 def unpack_cache(cache: Mapping[str, tf.Tensor], masks: frozenset[str]) -> Tensors:

@@ -86,7 +86,7 @@ class RankingSignatures(tf.Module):
         batch = self._batch_of_raw(check_inputs(self._spec, raw))
         sequences = {name: _at_least_one(parts) for name, parts in batch["sequences"].items()}
         cache = self.model.encode_context(batch["user"], sequences, training=False)
-        return _with_prefix(CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype))
+        return _with_prefix(CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype, self.model.exact_cache))
 
     def _rank_with_context(self, inputs: Tensors) -> Tensors:
         cache, batch = self._with_context(check_inputs(self._spec, inputs))
@@ -164,7 +164,7 @@ class RankingSignatures(tf.Module):
         states, self._nothing = self.model.summarize_candidates(cache, batch["context"], nobody, training=False)
         self._cache_specs = {
             CACHE_PREFIX + name: tf.TensorSpec([None, *_common(tensor.shape[1:], longer[name].shape[1:])], tensor.dtype)
-            for name, tensor in pack_cache(cache, self._spec.serving.cache_dtype).items()
+            for name, tensor in pack_cache(cache, self._spec.serving.cache_dtype, self.model.exact_cache).items()
         }
         self._state_specs, self._summary_specs = (
             {prefix + name: tf.TensorSpec([None, None, *tensor.shape[2:]], tensor.dtype) for name, tensor in t.items()}

@@ -81,10 +81,10 @@ def _check_free(option: str, port: int) -> None:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind(("127.0.0.1", port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             variable = option.removeprefix("--").replace("rest_api_port", "rest_port").upper()
             raise PipelineError(
-                f"{option}: a free port is expected. Received: {port} ({error.strerror}). "
+                f"{option}: a free port is expected. Received: {port} ({error}). "
                 f"Give another, `make serve {variable}=...`."
             ) from error
 

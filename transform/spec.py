@@ -271,7 +271,9 @@ def _describe(origin: str, problem: Any) -> str:
         text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else _METRICS_EXPECTED
     elif kind == "tuple_type":
         text = "a list is expected, as [a, b]"
-    elif (what := kind.partition("_")[0]) in _TYPES and kind.endswith(("_type", "_parsing", "_from_float")):
+    elif (what := kind.partition("_")[0]) in _TYPES and kind.endswith(
+        ("_type", "_parsing", "_parsing_size", "_from_float")
+    ):
         text = f"{_TYPES[what]} is expected"
     elif kind == "literal_error":
         near = difflib.get_close_matches(str(received), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)

@@ -13,7 +13,8 @@ class TransformGraph:
     """The graph that Transform saved, cut to what follows from the inputs at hand.
 
     The same numbers as of `TFTransformOutput.transform_features_layer()`. That one makes up the inputs that it lacks
-    and computes everything, at every call: a look-up in each vocabulary, and one after the other.
+    and computes everything, at every call: a look-up in each vocabulary, and one after the other. Edges of control are
+    left out: this is for functions of values alone, without assertions.
 
     Args:
         path: str. The folder of Transform's SavedModel (`TFTransformOutput.transform_savedmodel_dir`).
@@ -29,17 +30,25 @@ class TransformGraph:
         self.tables = [children[name] for name in ("resources", "initializers", "assets")]
 
     def __call__(self, raw: Features) -> Features:
-        """Adds the operations to the graph that is being built.
+        """Adds the operations to the graph that is being built, in a `tf.function`.
 
         Args:
             raw: dict. Raw features by name, of all inputs or some.
 
         Returns:
             Preprocessed features by name: those that follow from the inputs.
+
+        Raises:
+            RuntimeError: when no graph is being built.
+            KeyError: on a feature that Transform was not given.
         """
+        if tf.executing_eagerly():
+            raise RuntimeError("`TransformGraph` should be called in a `tf.function`. Received: an eager call.")
         graph = self._function.graph
         specs, captures = self._function.structured_input_signature[0][0], graph.captures
-        inputs = tf.nest.pack_sequence_as(specs, graph.inputs[: -len(captures)], expand_composites=True)
+        inputs = tf.nest.pack_sequence_as(
+            specs, graph.inputs[: len(graph.inputs) - len(captures)], expand_composites=True
+        )
         given: dict[str, tf.Tensor] = {}
         for name, feature in raw.items():
             names = [tensor.op.name for tensor in _tensors(inputs[name])]
@@ -71,7 +80,7 @@ def _captured(tensor: tf.Tensor) -> tf.Tensor:
     """A table or a constant that the saved function has, in the graph that is being built."""
     if tensor.dtype == tf.resource:
         return tf.compat.v1.get_default_graph().capture(tensor)
-    return tf.constant(tensor.numpy())
+    return tf.constant(tensor.numpy(), tensor.dtype)
 
 
 def _sources(output: Any) -> set[str]:
@@ -87,11 +96,11 @@ def _sources(output: Any) -> set[str]:
 
 
 def _cut(graph: tf.Graph, needed: set[str]) -> Any:
-    """The definition of some of a graph's operations."""
+    """The definition of some of a graph's operations, without control between them."""
     definition = graph.as_graph_def()
     nodes = [node for node in definition.node if node.name in needed]
     for node in nodes:
-        data = [source for source in node.input if not source.startswith("^")]  # no look-up has to wait for another
+        data = [source for source in node.input if not source.startswith("^")]  # look-ups, one after the other
         node.ClearField("input")
         node.input.extend(data)
     definition.ClearField("node")

@@ -45,7 +45,8 @@ def of_tensorflow(error: Any) -> RequestError:
             are no text. Its code is lost then; that it quotes the request says whose fault it is.
 
     Returns:
-        RequestError. With TensorFlow's code and its message, without the names of nodes.
+        RequestError. With TensorFlow's code and its message, without the names of nodes, and without the bytes that
+        could not be parsed.
     """
     if isinstance(error, UnicodeDecodeError):
         text, code = error.object.decode(errors="replace"), grpc.StatusCode.INVALID_ARGUMENT
@@ -53,7 +54,7 @@ def of_tensorflow(error: Any) -> RequestError:
         text, code = error.message, _BY_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN)
     cause = text.removeprefix("Graph execution error:").split("\n\t [[")[0]
     if _UNPARSED in cause:  # it quotes the bytes, up to the first NUL
-        return invalid("examples: serialized tf.train.Example messages are expected. Received: other bytes.")
+        return invalid("inputs: serialized tf.train.Example messages are expected. Received: other bytes.")
     return RequestError(code, " ".join(cause.split()))
 
 

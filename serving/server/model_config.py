@@ -53,7 +53,8 @@ def model_configs(options: ServerOptions) -> list[ModelConfig]:
                 f"model {config.name}: a folder is expected at {config.base_path}. Received: none. "
                 "Give the folder that holds the numbered version folders."
             )
-        if os.path.exists(os.path.join(config.base_path, "saved_model.pb")):
+        names = os.listdir(config.base_path)
+        if "saved_model.pb" in names and not any(name.isdigit() for name in names):
             raise ServerError(
                 f"model {config.name}: a folder that holds numbered version folders is expected. "
                 f"Received: {config.base_path}, which is a version. Give the folder above it."

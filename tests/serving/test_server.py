@@ -615,7 +615,7 @@ def test_bytes_that_are_no_example_are_told_without_quoting_them():
         tf.io.parse_example([b"\0\0\0"], {"x": tf.io.VarLenFeature(tf.float32)})
     refused = of_tensorflow(caught.value)
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert str(refused) == "examples: serialized tf.train.Example messages are expected. Received: other bytes."
+    assert str(refused) == "inputs: serialized tf.train.Example messages are expected. Received: other bytes."
 
 
 def test_help_names_every_option(capsys):

@@ -2,11 +2,15 @@
 
 import socket
 
+import pytest
+from conftest import repository
+
 from tfx_pipeline import serve
 
 
 def told(capsys, *flags):
-    assert serve.main(["--spec", "data/kuairand_mini.yaml", *flags]) == 1
+    spec = str(repository() / "data/kuairand_mini.yaml")
+    assert serve.main(["--spec", spec, "--port", "0", "--rest_api_port", "0", *flags]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     return err
@@ -21,6 +25,11 @@ def test_a_port_that_is_taken(capsys, tmp_path):
             assert f"`make serve {variable}=...`" in found
 
 
+@pytest.mark.parametrize("port", [-1, 70_000])
+def test_a_number_that_is_no_port(capsys, tmp_path, port):
+    assert f"Received: {port} (" in told(capsys, "--output", str(tmp_path), "--port", str(port))
+
+
 def test_an_output_without_a_model(capsys, tmp_path):
-    found = told(capsys, "--output", str(tmp_path), "--port", "0", "--rest_api_port", "0")
+    found = told(capsys, "--output", str(tmp_path))
     assert "a model that the pipeline pushed is expected" in found and "make demo" in found

@@ -143,8 +143,6 @@ def test_operations_are_those_counted_by_hand():
     by_part = {
         "candidate's token": N * ITEM * D,
         "queries, keys and values of candidates' and of task tokens": (N + K) * 3 * square,
-        "candidates: scores of 2 heads with 3 columns more, of itself as first and as itself": 2 * N * 2 * (D // 2 + 3),
-        "candidates: sums of 2 heads": N * 2 * D,
         "task tokens: scores of their candidate": N * K * D,
         "task tokens: merge, feed-forward": N * K * (square + ffn),
         "descriptor": 4 * D + K * square,

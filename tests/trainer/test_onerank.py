@@ -430,6 +430,26 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
         assert np.isfinite(logits).all() and logits.shape == r.shape[:3]
 
 
+@fails_under(
+    variables_as_arguments=edit(
+        OneRank.encode_context,
+        "ops.copy(self.candidate_tokenizer.task_tokens) -> ops.convert_to_tensor(self.candidate_tokenizer.task_tokens)",
+    )
+)
+def test_recomputed_blocks_change_no_gradient_outside_a_graph():
+    model, batch = made(layers=2), random_batch(CANDIDATES, EVENTS)
+
+    def gradients(recompute):
+        model.recompute = recompute
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=True)
+            loss = ops.sum(logits * normal(*logits.shape))
+        return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+
+    for variable, kept, recomputed in zip(model.trainable_variables, gradients(False), gradients(True), strict=True):
+        same(tf.convert_to_tensor(recomputed), tf.convert_to_tensor(kept), variable.path, 1e-5)
+
+
 def test_bugs_of_the_groups_attention_differ_from_it_in_the_rule_alone(monkeypatch):
     model, batch = made(), random_batch(CANDIDATES, EVENTS)
     expected = logits_of(model, batch)

@@ -41,6 +41,28 @@ def test_of_some_inputs_comes_what_follows_from_them(small, raw, names):
     assert_same(found, small.transform_output.transform_features_layer()(some))
 
 
+def doubled(tensor):
+    return tf.sparse.map_values(lambda values: 2 * values, tensor)
+
+
+def test_a_graph_without_vocabularies_is_cut_too(tmp_path, raw):
+    module = tf.Module()
+    module.resources, module.initializers, module.assets = [], [], []
+    spec = tf.SparseTensorSpec([None, None], tf.float32)
+    double = tf.function(lambda inputs: {name: doubled(tensor) for name, tensor in inputs.items()})
+    module.transform_fn = double.get_concrete_function({"price": spec, "week": spec})
+    tf.saved_model.save(module, str(tmp_path))
+    some = {"price": raw["price"]}
+    found = tf.function(TransformGraph(str(tmp_path))).get_concrete_function(some)(some)
+    assert_same(found, {"price": doubled(raw["price"])})
+
+
+def test_it_wants_a_graph(small, raw):
+    preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
+    with pytest.raises(RuntimeError, match=r"in a `tf.function`"):
+        preprocess(raw)
+
+
 def test_a_vocabulary_is_asked_for_the_features_that_are_there_alone(small, raw):
     def look_ups(names):
         graph = traced(small, {name: raw[name] for name in names}).graph

@@ -120,7 +120,7 @@ class PrivateChannelBlock(keras.layers.Layer):
         task_read: Any = None,
         tasks_only: bool = False,
         training: bool | None = None,
-    ) -> tuple[Any, ...]:
+    ) -> Any:
         """The block on the context, or on groups."""
         tokens = ops.cast(tokens, self.compute_dtype)
         if context_keys is not None:
@@ -138,13 +138,13 @@ class PrivateChannelBlock(keras.layers.Layer):
 
     def _read_of_groups(self, tokens: Any, context: Context, task_read: Any, tasks_only: bool) -> Any:
         """What the tokens of groups read, [B, H, M, d/H]; M without the candidates' tokens, if they are not wanted."""
+        if task_read is not None:
+            candidates = self._heads(tokens[:, :, 0])
+            return first_block_attention(candidates, task_read, context, self.candidate_bias, tasks_only)
+        b, n, size, d = ops.shape(tokens)
         visibility = Visibility("first", tokens.shape[2], first_reader=1 if tasks_only else 0)
-        if task_read is None:
-            b, n, size, d = ops.shape(tokens)
-            queries, keys, values = self._heads(ops.reshape(tokens, (b, n * size, d)))
-            return structured_attention(queries, keys, values, visibility, context=context, bias=self.candidate_bias)
-        read = first_block_attention(self._heads(tokens[:, :, 0]), task_read, context, self.candidate_bias)
-        return visibility.of_readers(read)
+        queries, keys, values = self._heads(ops.reshape(tokens, (b, n * size, d)))
+        return structured_attention(queries, keys, values, visibility, context=context, bias=self.candidate_bias)
 
     def _heads(self, tokens: Any) -> list[Any]:
         """Queries, keys and values [B, H, M, d/H] of tokens [B, M, d]."""

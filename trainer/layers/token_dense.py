@@ -36,7 +36,8 @@ class TokenDense(keras.layers.Dense):
             return self._products(inputs, training)
         products = self._products(ops.reshape(inputs, (-1, inputs.shape[-1])), training)
         tokens = inputs.shape[1:-1]
-        tokens = (-1, *tokens) if inputs.shape[0] is None and None not in tokens else ops.shape(inputs)[:-1]
+        known = inputs.shape[0] is None and None not in tokens and 0 not in tokens
+        tokens = (-1, *tokens) if known else ops.shape(inputs)[:-1]
         return ops.reshape(products, (*tokens, self.units))
 
     def _products(self, rows: Any, training: bool | None) -> Any:

@@ -37,7 +37,10 @@ class RankingModel(keras.Model):
         blocks: sequence of layers. The Transformer's blocks; empty in a model without any.
         recompute: bool. Whether gradients compute the blocks' activations again instead of keeping them: a setting of
             the training, not of the model. Defaults to False.
+        exact_cache: frozenset of str. The names of the cache's tensors that lose too much in short floats.
     """
+
+    exact_cache: frozenset[str] = frozenset()
 
     def __init__(self, inputs: ModelInputs | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)

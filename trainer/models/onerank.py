@@ -54,6 +54,8 @@ class OneRank(RankingModel):
           and what the layers' docstrings name.
     """
 
+    exact_cache = frozenset({"task_read"})
+
     def __init__(
         self,
         inputs: ModelInputs | dict[str, Any],
@@ -141,7 +143,8 @@ class OneRank(RankingModel):
         for index, block in enumerate(self.blocks):
             arguments = {"tokens": tokens, "context_mask": mask}
             if index == 0 and self.task_tokens:
-                arguments["task_tokens"] = ops.convert_to_tensor(self.candidate_tokenizer.task_tokens)
+                # a copy: a variable, as the argument of a block that is recomputed, would get a wrong gradient
+                arguments["task_tokens"] = ops.copy(self.candidate_tokenizer.task_tokens)
             tokens, keys, values, *task_read = self._apply(block, **arguments, training=training)
             cache |= {f"keys_{index}": keys, f"values_{index}": values}
             if task_read:

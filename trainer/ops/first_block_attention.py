@@ -42,7 +42,9 @@ def read_before_candidates(tasks: Sequence[Any], context: Context) -> Any:
     return ops.concatenate([queries, read, ops.logsumexp(scores, axis=-1, keepdims=True)], axis=-1)
 
 
-def first_block_attention(candidates: Sequence[Any], task_read: Any, context: Context, bias: Any) -> Any:
+def first_block_attention(
+    candidates: Sequence[Any], task_read: Any, context: Context, bias: Any, tasks_only: bool = False
+) -> Any:
     """Attention under `Visibility("first", 1 + K)` of groups whose task tokens are the same.
 
     Args:
@@ -50,17 +52,23 @@ def first_block_attention(candidates: Sequence[Any], task_read: Any, context: Co
         task_read: Float32 [B, H, K, 2 D + 1]. See `read_before_candidates`.
         context: Context. As for `structured_attention`.
         bias: Float [H]. Added to the scores of the own candidate.
+        tasks_only: bool. Whether what the candidates' tokens read is left out. Defaults to False.
 
     Returns:
-        Float [B, H, N (1 + K), D].
+        Float [B, H, N (1 + K), D], or [B, H, N K, D] of the task tokens.
     """
     queries, keys, values = candidates
     b, h, n, d = ops.shape(values)
-    of_candidates = structured_attention(queries, keys, values, Visibility("first", 1), context=context, bias=bias)
+    task_read = ops.cast(task_read, "float32")
     of_tasks, read, others = task_read[..., :d], task_read[..., d : 2 * d], task_read[..., 2 * d :]
     scores = ops.matmul(ops.cast(keys, "float32"), ops.transpose(of_tasks, (0, 1, 3, 2))) + bias[:, None, None]
     own = ops.expand_dims(ops.sigmoid(scores - ops.transpose(others, (0, 1, 3, 2))), -1)  # [B, H, N, K, 1]
     read = ops.expand_dims(read, 2)
     of_tasks = read + own * (ops.expand_dims(ops.cast(values, "float32"), 3) - read)
-    groups = [ops.expand_dims(of_candidates, 3), ops.cast(of_tasks, values.dtype)]
-    return ops.reshape(ops.concatenate(groups, axis=3), (b, h, n * (1 + read.shape[3]), d))
+    of_tasks = ops.cast(of_tasks, values.dtype)
+    k = task_read.shape[2]
+    if tasks_only:
+        return ops.reshape(of_tasks, (b, h, n * k, d))
+    of_candidates = structured_attention(queries, keys, values, Visibility("first", 1), context=context, bias=bias)
+    groups = ops.concatenate([ops.expand_dims(of_candidates, 3), of_tasks], axis=3)
+    return ops.reshape(groups, (b, h, n * (1 + k), d))
