@@ -46,6 +46,8 @@ def made(case):
     layer = cls(**settings)
     layer(**arguments)
     spread_weights(layer)
+    # what is no array in the case, as it has no B, is one here
+    arguments = {name: value.numpy() if tf.is_tensor(value) else value for name, value in arguments.items()}
     options = {name: value for name, value in arguments.items() if not isinstance(value, np.ndarray | dict)}
     return layer, {name: value for name, value in arguments.items() if name not in options}, options
 
