@@ -46,6 +46,8 @@ def sequence_keys(sequence: Any) -> list[str]:
 def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
     """Raw inputs as the sparse tensors that parsing request examples would give. "" and 0 keep their places.
 
+    Only that the members of sets have gaps between them, where there is no member: nobody reads their places.
+
     Args:
         spec: RankingSpec.
         raw: dict. Raw inputs, of some of the groups or of all.
@@ -66,7 +68,8 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
             present = tf.sequence_mask(counts, tf.shape(values)[1])
         if feature.type == "categorical_set":
             given = tf.logical_and(values != "", present[..., None])
-            sparse[feature.name] = tf.ragged.boolean_mask(values, given).merge_dims(1, 2).to_sparse()
+            b, n, s = tf.unstack(tf.shape(values))
+            sparse[feature.name] = _masked(*(tf.reshape(tensor, (b, n * s)) for tensor in (values, given)))
             lengths = tf.reduce_sum(tf.cast(given, tf.int64), axis=-1)
             sparse[examples.length_key(feature.name)] = _masked(lengths, present)
         else:
@@ -83,7 +86,7 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
 
 def _masked(values: tf.Tensor, mask: tf.Tensor) -> tf.SparseTensor:
     there = tf.where(mask)
-    return tf.SparseTensor(there, tf.gather_nd(values, there), tf.shape(values, tf.int64))
+    return tf.SparseTensor(there, tf.gather_nd(values, there), tf.shape(mask, tf.int64))
 
 
 def raw_values(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:

@@ -148,7 +148,7 @@ class RankingSignatures(tf.Module):
         mask = tf.cast(mask, tf.float32)
         log_probabilities = tf.math.log_sigmoid(tf.cast(logits, tf.float32))
         powers = [self._spec.score_powers.get(task, 0.0) for task in self._spec.task_names]
-        score = tf.exp(tf.linalg.matvec(log_probabilities, tf.constant(powers, tf.float32)))
+        score = tf.exp(tf.reduce_sum(log_probabilities * tf.constant(powers, tf.float32), axis=-1))
         outputs = {task: tf.exp(log_probabilities[..., k]) * mask for k, task in enumerate(self._spec.task_names)}
         return {**outputs, SCORE: score * mask, CANDIDATE_MASK: mask}
 

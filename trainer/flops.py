@@ -19,7 +19,8 @@ from trainer.ops.visibility import Context, Visibility
 class Cost:
     """What a batch of requests costs at the least: operations and bytes that no kernel can save.
 
-    Operations are those of contractions (matrix products and einsums), 2 for a multiplication and its addition.
+    Operations are those of contractions (matrix products, einsums, sums of products), 2 for a multiplication and its
+    addition.
     Structured attention counts the pairs of tokens that see each other, U (U + 1) / 2 in a causal context, whatever its
     kernel computes besides.
 
@@ -95,7 +96,8 @@ def batch_cost(model: RankingModel, requests: int, candidates: int, events: int)
     forward_flops = training_flops = forward_bytes = training_bytes = 0
     for name, operation in needed.items():
         flops, moved = attention.work.get(name) or _contraction(operation)
-        again = sum(tensor.ref() in learns for tensor in operation.inputs) if name in differentiated else 0
+        factors = operation.inputs if name in attention.work else _factors(operation)
+        again = sum(tensor.ref() in learns for tensor in factors) if name in differentiated else 0
         if name in attention.work:
             again = 2 * min(again, 1)  # queries, keys and values: two contractions forward, four backward
         rows = _looked_up(operation)
@@ -163,23 +165,34 @@ def _with_gradient(graph: Any, model: RankingModel) -> set[Any]:
 # === What operations cost ===
 
 
+def _factors(operation: Any) -> list[Any]:
+    """What a contraction multiplies; nothing of all else."""
+    if operation.type == "Sum":
+        summed = operation.inputs[0].op
+        return list(summed.inputs) if summed.type == "Mul" else []
+    is_product = operation.type in ("MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum")
+    return list(operation.inputs) if is_product and len(operation.inputs) > 1 else []
+
+
 def _contraction(operation: Any) -> tuple[int, int]:
     """FLOPs and bytes of a contraction; zeros of all else."""
-    if operation.type in ("MatMul", "BatchMatMul", "BatchMatMulV2"):
-        transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
-        inner = operation.inputs[0].shape[-2 if transposed else -1]
-        return 2 * inner * operation.outputs[0].shape.num_elements(), _bytes(*operation.inputs, *operation.outputs)
-    if operation.type == "Einsum":
+    factors = _factors(operation)
+    if not factors:
+        return 0, 0
+    if operation.type == "Sum":
+        multiplications = operation.inputs[0].shape.num_elements()
+    elif operation.type == "Einsum":
         terms = operation.get_attr("equation").decode().split("->")[0].split(",")
-        if len(terms) < 2:
-            return 0, 0
         sizes = {
             label: size
-            for term, tensor in zip(terms, operation.inputs, strict=True)
+            for term, tensor in zip(terms, factors, strict=True)
             for label, size in zip(term, tensor.shape, strict=True)
         }
-        return 2 * math.prod(sizes.values()), _bytes(*operation.inputs, *operation.outputs)
-    return 0, 0
+        multiplications = math.prod(sizes.values())
+    else:
+        transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+        multiplications = factors[0].shape[-2 if transposed else -1] * operation.outputs[0].shape.num_elements()
+    return 2 * multiplications, _bytes(*factors, *operation.outputs)
 
 
 def _looked_up(operation: Any) -> int:

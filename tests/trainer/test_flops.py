@@ -74,6 +74,7 @@ def test_the_cost_of_a_batch_is_that_counted_by_hand(b):
             K, D // H, U, each=b * H
         )
         - (b - 1) * product(K, D // H, 0, each=H),
+        "task tokens in the first block: scores of themselves": product(1, D // H, 1, each=K * H),
         "task tokens in the first block: sums": product(K, U, D // H, each=b * H),
         "candidates in the first block": product(b * N, D, 3 * D) + attention(b, N, U, pairs=N * (U + 1)),
         "task tokens in the first block: scores of candidates": product(N, D // H, K, each=b * H),
@@ -87,11 +88,9 @@ def test_the_cost_of_a_batch_is_that_counted_by_hand(b):
         "candidate attention: scores and sums": product(H, D, N, each=b * K) + product(H, N, D, each=b * K),
         "candidate attention: values, merge": product(b, D, D // H, each=K * H) + product(b, D, D, each=K),
         "cross-task: query, merge, feed-forward": product(b * K, D, D) + block(b * K),
-        "cross-task: own key and value": product(b * K, D, 2 * D),
-        "cross-task: others' key and value, whose gradient stops": product(b * K, D, 2 * D, gradients=1),
-        "cross-task: scores and sums of others": product(K, D // H, K, each=b * H) + product(K, K, D // H, each=b * H),
-        "cross-task: scores and sums of its own": product(1, D // H, 1, each=b * K * H)
-        + product(1, 1, D // H, each=b * K * H),
+        "cross-task: keys and values, with and without gradient to the task": product(2 * b * K, D, 2 * D),
+        "cross-task: scores": product(K, D // H, 2 * K, each=b * H),
+        "cross-task: sums": product(K, 2 * K, D // H, each=b * H),
         "score": product(1, D, N, each=b * K),
     }
     cost = batch_cost(onerank(ONE_SEQUENCE, L), b, N, U)
@@ -143,14 +142,14 @@ def test_operations_are_those_counted_by_hand():
     by_part = {
         "candidate's token": N * ITEM * D,
         "queries, keys and values of candidates' and of task tokens": (N + K) * 3 * square,
-        "task tokens: scores of their candidate": N * K * D,
+        "task tokens: scores of themselves and their candidate": (1 + N) * K * D,
         "task tokens: merge, feed-forward": N * K * (square + ffn),
         "descriptor": 4 * D + K * square,
         "candidate attention: to and from heads": K * 4 * square,
         "candidate attention: scores and sums of 2 heads": K * 2 * (2 * N * D),
         "cross-task: query, merge, feed-forward": K * (2 * square + ffn),
         "cross-task: key and value, with and without gradient": K * 2 * 2 * square,
-        "cross-task: scores and sums, of others and itself": 2 * (K * K * D + K * D),
+        "cross-task: scores and sums": 2 * (K * 2 * K * D),
         "score": N * K * D,
     }
     assert request_flops(model, N, 0) == 2 * sum(by_part.values())

@@ -111,7 +111,8 @@ CUT_IGNORED = edit(CrossTaskAttention._attend, "if self.detach -> if False")
 CASCADE_TRANSPOSED = edit(visibility_matrix, "np.tri(tasks)} -> np.tri(tasks).T}")
 MASK_AFTER_SOFTMAX = edit(
     CrossTaskAttention._attend,
-    "softmax(scores + self.log_visibility) -> softmax(scores) * ops.exp(self.log_visibility)",
+    "scores = scores + self.log_shares[..., None] -> shares = np.exp(self.log_shares)[..., None]",
+    "axis=2, keepdims=True)) -> axis=2, keepdims=True)) * shares",
 )
 
 # === Helpers ===
@@ -592,11 +593,12 @@ def cross_task(visibility="cascade", tasks=K, **settings):
     cut_ignored=CUT_IGNORED,
     cut_after_the_projection=edit(
         CrossTaskAttention._attend,
-        "self._key_value(ops.stop_gradient(tasks)) -> [ops.stop_gradient(part) for part in self._key_value(tasks)]",
+        "ops.stop_gradient(tasks) if self.detach else tasks -> tasks",
+        "(part, of_each) -> (ops.concatenate([part[:, :k], ops.stop_gradient(part[:, k:])], 1), of_each)",
     ),
     own_input_cut_too=edit(
         CrossTaskAttention._attend,
-        "value = self._key_value(tasks) -> value = self._key_value(ops.stop_gradient(tasks) if self.detach else tasks)",
+        "([tasks, -> ([ops.stop_gradient(tasks) if self.detach else tasks,",
     ),
 )
 def test_tasks_are_read_without_gradient_and_the_projections_learn_from_it():
@@ -635,7 +637,7 @@ def test_no_task_trains_the_channel_of_another():
 @fails_under(
     transposed=CASCADE_TRANSPOSED,
     mask_after_the_softmax=MASK_AFTER_SOFTMAX,
-    mask_forgotten=edit(CrossTaskAttention._attend, "softmax(scores + self.log_visibility) -> softmax(scores)"),
+    mask_forgotten=edit(CrossTaskAttention._attend, "scores + self.log_shares[..., None] -> scores"),
 )
 def test_a_task_reads_exactly_the_tasks_it_may():
     given, h = [[1, 0, 0.5], [0, 1, 0], [1, 1, 1]], normal(2, K, D)
@@ -663,7 +665,8 @@ def test_the_first_task_of_a_cascade_ignores_later_ones():
 @fails_under(
     mask_after_the_softmax=MASK_AFTER_SOFTMAX,
     transposed=edit(CrossTaskAttention.build, "(self.visibility, k) -> (self.visibility, k).T"),
-    weights_without_logarithm=edit(CrossTaskAttention.build, "np.log(np.maximum(weights, 1e-30)) -> weights"),
+    weights_without_logarithm=edit(CrossTaskAttention.build, "np.log(np.maximum(shares, 1e-30)) -> shares"),
+    itself_read_twice=edit(CrossTaskAttention.build, "weights * (1 - own) -> weights"),
     norm_after_the_residual=edit(CrossTaskAttention.call, "(tasks))) + tasks -> (tasks)) + tasks)"),
 )
 def test_weights_of_the_matrix_are_shares_before_the_softmax():

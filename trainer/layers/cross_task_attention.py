@@ -11,7 +11,7 @@ from keras import ops
 
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
-from trainer.ops.softmax import HIDDEN, softmax
+from trainer.ops.softmax import HIDDEN
 
 NAMED = ("parallel", "full", "cascade")
 
@@ -73,12 +73,13 @@ class CrossTaskAttention(keras.layers.Layer):
         self.detach = detach
 
     def build(self, tasks_shape: Any) -> None:
-        """Creates the weights and the mask's logarithm."""
+        """Creates the weights and the logarithms of the shares that tasks may read, [K, 2 K]."""
         k, d = tasks_shape[-2:]
         if d % self.heads:
             raise ValueError(f"`heads` should divide d. Received: `heads={self.heads}`, d = {d}. Use 4 heads and d 64.")
-        weights = visibility_matrix(self.visibility, k)
-        self.log_visibility = np.where(weights > 0, np.log(np.maximum(weights, 1e-30)), HIDDEN).astype("float32")
+        own, weights = np.eye(k), visibility_matrix(self.visibility, k)
+        shares = np.concatenate([own, weights * (1 - own)], axis=1)
+        self.log_shares = np.where(shares > 0, np.log(np.maximum(shares, 1e-30)), HIDDEN).astype("float32")
         dtype = self.dtype_policy
         self.project_query = TokenDense(d, use_bias=False, dtype=dtype, name="query")
         self.project_key_value = TokenDense(2 * d, use_bias=False, dtype=dtype, name="key_value")
@@ -100,25 +101,18 @@ class CrossTaskAttention(keras.layers.Layer):
 
     def _attend(self, tasks: Any) -> Any:
         """Attention [B, K, d] in which a task's own key and value alone carry gradient to it."""
-        own_key, own_value = self._key_value(tasks)
-        key, value = self._key_value(ops.stop_gradient(tasks)) if self.detach else (own_key, own_value)
-        query = self._heads(self.project_query(tasks))
-        own = ops.eye(tasks.shape[1], dtype="float32")
-        scores = ops.cast(ops.einsum("bkhe,bjhe->bhkj", query, key), "float32") * (1 - own)
-        own_scores = ops.cast(ops.einsum("bkhe,bkhe->bhk", query, own_key), "float32")
-        scores = (scores + ops.expand_dims(own_scores, -1) * own) * (query.shape[-1] ** -0.5)
-        weights = softmax(scores + self.log_visibility)
-        others = ops.cast(weights * (1 - own), value.dtype)
-        itself = ops.cast(ops.sum(weights * own, axis=-1), value.dtype)
-        read = ops.einsum("bhkj,bjhe->bkhe", others, value) + ops.einsum("bhk,bkhe->bkhe", itself, own_value)
-        return ops.reshape(read, ops.shape(tasks))
-
-    def _key_value(self, tasks: Any) -> list[Any]:
-        return [self._heads(part) for part in ops.split(self.project_key_value(tasks), 2, axis=-1)]
-
-    def _heads(self, projected: Any) -> Any:
-        b, k, d = ops.shape(projected)
-        return ops.reshape(projected, (b, k, self.heads, d // self.heads))
+        k, depth = tasks.shape[1], tasks.shape[2] // self.heads
+        # Each twice: a task reads itself among the first, the others among the second, as `log_shares` says.
+        twice = ops.concatenate([tasks, ops.stop_gradient(tasks) if self.detach else tasks], axis=1)
+        of_each = (-1, 1, 2 * k, self.heads, depth)
+        keys, values = (ops.reshape(part, of_each) for part in ops.split(self.project_key_value(twice), 2, axis=-1))
+        queries = ops.reshape(self.project_query(tasks), (-1, k, 1, self.heads, depth))
+        # Sums of products, in float32: matrix products of so few numbers would take longer.
+        scores = ops.sum(ops.cast(queries, "float32") * ops.cast(keys, "float32"), axis=-1) * (depth**-0.5)
+        scores = scores + self.log_shares[..., None]  # [B, K, 2 K, H]
+        weights = ops.exp(scores - ops.logsumexp(scores, axis=2, keepdims=True))
+        read = ops.sum(ops.expand_dims(weights, -1) * ops.cast(values, "float32"), axis=2)
+        return ops.cast(ops.reshape(read, (-1, *tasks.shape[1:])), tasks.dtype)
 
     def compute_output_shape(self, tasks_shape: Any) -> Any:
         """[B, K, d]."""

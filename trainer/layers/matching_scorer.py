@@ -79,7 +79,7 @@ class MatchingScorer(keras.layers.Layer):
         if self.kind == "bilinear":
             tasks = ops.einsum("bkd,kde->bke", tasks, self.kernel)
         tasks, candidates = ops.cast(tasks, "float32"), ops.cast(candidates, "float32")
-        return ops.einsum("bkd,bnkd->bnk", tasks, candidates) * (tasks.shape[-1] ** -0.5)
+        return ops.sum(ops.expand_dims(tasks, 1) * candidates, axis=-1) * (tasks.shape[-1] ** -0.5)
 
     def _network(self, tasks: Any, candidates: Any) -> Any:
         # The first layer in three parts, so that the task's part is computed once a request.

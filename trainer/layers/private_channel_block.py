@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -141,16 +142,15 @@ class PrivateChannelBlock(keras.layers.Layer):
         if task_read is not None:
             candidates = self._heads(tokens[:, :, 0])
             return first_block_attention(candidates, task_read, context, self.candidate_bias, tasks_only)
-        b, n, size, d = ops.shape(tokens)
         visibility = Visibility("first", tokens.shape[2], first_reader=1 if tasks_only else 0)
-        queries, keys, values = self._heads(ops.reshape(tokens, (b, n * size, d)))
+        queries, keys, values = self._heads(tokens)
         return structured_attention(queries, keys, values, visibility, context=context, bias=self.candidate_bias)
 
     def _heads(self, tokens: Any) -> list[Any]:
-        """Queries, keys and values [B, H, M, d/H] of tokens [B, M, d]."""
-        b, m, d = ops.shape(tokens)
+        """Queries, keys and values [B, H, M, d/H] of tokens [B, M, d], or of groups of them."""
+        b, *of_tokens, d = ops.shape(tokens)
         projected = self.project(self.attention_norm(ops.reshape(tokens, (-1, d))))
-        split = ops.reshape(projected, (b, m, 3, self.heads, d // self.heads))
+        split = ops.reshape(projected, (b, math.prod(of_tokens), 3, self.heads, d // self.heads))
         return ops.unstack(ops.transpose(split, (2, 0, 3, 1, 4)), num=3, axis=0)
 
     def _after_attention(self, tokens: Any, read: Any, training: bool | None) -> Any:

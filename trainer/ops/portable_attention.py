@@ -34,7 +34,7 @@ def _list_attention(queries: Any, keys: Any, values: Any, visibility: Visibility
     if context.keys.shape[2] != 0:
         keys, values = ops.concatenate([context.keys, keys], axis=2), ops.concatenate([context.values, values], axis=2)
         mask = ops.concatenate([context.mask, mask], axis=1)
-    keys = ops.concatenate([ops.cast(keys, "float32"), _hidden(mask, keys)], axis=-1)
+    keys = ops.concatenate([ops.cast(keys, "float32"), _hidden(mask, ops.shape(keys)[1])], axis=-1)
     queries = ops.concatenate([queries, ops.ones_like(queries[..., :1])], axis=-1)
     scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
     if visibility.reads == "before":
@@ -49,7 +49,8 @@ def _group_attention(
     """Many groups: scores [B, H, Q, U + the tokens that one reads of its group]."""
     readers = visibility.readers
     size = readers + visibility.first_reader
-    b, h, m, d = ops.shape(keys)
+    # The context's sizes, where they are the same: what follows from these, TensorFlow computes once for all blocks.
+    (b, u), (_, h, m, d) = ops.shape(context.mask), ops.shape(keys)
     n = m // size
     key_groups, value_groups = (ops.reshape(tensor, (b, h, n, size, d)) for tensor in (keys, values))
     queries = ops.reshape(visibility.of_readers(queries), (b, h, n, readers, d))
@@ -60,21 +61,21 @@ def _group_attention(
     queries = ops.concatenate([queries, own, ops.ones_like(queries[..., :1])], axis=-1)
     queries = ops.reshape(queries, (*rows, d + width + 1))
 
-    u = ops.shape(context.keys)[2]
-    of_context = [ops.cast(context.keys, "float32"), ops.zeros((b, h, u, width)), _hidden(context.mask, context.keys)]
-    of_group = ops.concatenate([ops.zeros((width, d)), ops.eye(width), ops.zeros((width, 1))], axis=-1)
-    of_group = ops.broadcast_to(of_group, (b, h, width, d + width + 1))
-    keys = ops.concatenate([ops.concatenate(of_context, axis=-1), of_group], axis=2)
+    nothing = ops.zeros((b, h, width, d))
+    of_context = ops.concatenate([ops.zeros((b, h, u, width)), _hidden(context.mask, h)], axis=-1)
+    of_group = ops.broadcast_to(ops.eye(width, width + 1), (b, h, width, width + 1))
+    further = ops.concatenate([of_context, of_group], axis=2)
+    keys = ops.concatenate([ops.cast(context.keys, "float32"), nothing], axis=2)
+    keys = ops.concatenate([keys, further], axis=-1)
     weights = softmax(ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2))))
     weights = ops.cast(weights, values.dtype)
 
-    context_values = ops.concatenate([context.values, ops.zeros((b, h, width, d), values.dtype)], axis=2)
-    read = ops.matmul(weights, context_values)
+    read = ops.matmul(weights, ops.concatenate([context.values, ops.cast(nothing, values.dtype)], axis=2))
     own = ops.reshape(weights[..., u:], (b, h, n, readers, width))
     if visibility.reads == "first":
-        of_own = (
-            own[..., :1] * value_groups[:, :, :, :1] + own[..., 1:] * value_groups[:, :, :, visibility.first_reader :]
-        )
+        of_own = own[..., :1] * value_groups[:, :, :, :1]
+        if width > 1:
+            of_own = of_own + own[..., 1:] * value_groups[:, :, :, visibility.first_reader :]
     else:
         of_own = ops.matmul(own, value_groups)
     read = read + ops.reshape(of_own, (*rows, d))
@@ -82,12 +83,15 @@ def _group_attention(
 
 
 def _own_scores(queries: Any, keys: Any, visibility: Visibility, bias: Any) -> Any:
-    """The scores within groups [B, H, N, readers, 2 or G], those of the group's first token in front."""
+    """The scores within groups [B, H, N, readers, tokens that one reads], those of the first token in front."""
     place = ops.arange(visibility.first_reader, visibility.group_size)
     if visibility.reads == "first":
         to_first = ops.sum(queries * keys[:, :, :, :1], axis=-1) + ops.cast(bias, "float32")[:, None, None]
+        if visibility.group_size == 1:
+            return ops.expand_dims(to_first, -1)
         to_itself = ops.sum(queries * keys[:, :, :, visibility.first_reader :], axis=-1)
-        to_itself = ops.where(place > 0, to_itself, HIDDEN)  # the first token is itself: it counts once
+        if not visibility.first_reader:
+            to_itself = ops.where(place > 0, to_itself, HIDDEN)  # the first token is itself: it counts once
         return ops.stack([to_first, to_itself], axis=-1)
     scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 2, 4, 3)))
     if visibility.reads == "before":
@@ -99,7 +103,7 @@ def _without_padding(scores: Any, visibility: Visibility, mask: Any) -> Any:
     """The scores within groups, those of masked tokens hidden; the mask is [B, 1, N, G]."""
     if visibility.reads == "first":
         itself = ops.ones_like(mask[..., visibility.first_reader :])  # masked itself, a token gets zeros anyway
-        mask = ops.stack([ops.broadcast_to(mask[..., :1], ops.shape(itself)), itself], axis=-1)
+        mask = ops.stack([ops.broadcast_to(mask[..., :1], ops.shape(itself)), itself], axis=-1)[..., : scores.shape[-1]]
     else:
         mask = mask[..., None, :]
     return ops.where(mask, scores, HIDDEN)
@@ -109,7 +113,7 @@ def _where_tokens_are(read: Any, mask: Any) -> Any:
     return read * ops.cast(mask, read.dtype)
 
 
-def _hidden(mask: Any, keys: Any) -> Any:
+def _hidden(mask: Any, heads: Any) -> Any:
     """The column of keys [B, H, U, 1] that hides those of padding from a query's column of ones."""
-    column = ops.where(mask, 0.0, HIDDEN)[:, None, :, None]
-    return ops.broadcast_to(column, (*ops.shape(keys)[:3], 1))
+    b, u = ops.shape(mask)
+    return ops.broadcast_to(ops.where(mask, 0.0, HIDDEN)[:, None, :, None], (b, heads, u, 1))
