@@ -73,9 +73,9 @@ def _group_attention(
     read = ops.matmul(weights, ops.concatenate([context.values, ops.cast(nothing, values.dtype)], axis=2))
     own = ops.reshape(weights[..., u:], (b, h, n, readers, width))
     if visibility.reads == "first":
-        of_own = own[..., :1] * value_groups[:, :, :, :1]
-        if width > 1:
-            of_own = of_own + own[..., 1:] * value_groups[:, :, :, visibility.first_reader :]
+        of_own = (
+            own[..., :1] * value_groups[:, :, :, :1] + own[..., 1:] * value_groups[:, :, :, visibility.first_reader :]
+        )
     else:
         of_own = ops.matmul(own, value_groups)
     read = read + ops.reshape(of_own, (*rows, d))
@@ -83,12 +83,10 @@ def _group_attention(
 
 
 def _own_scores(queries: Any, keys: Any, visibility: Visibility, bias: Any) -> Any:
-    """The scores within groups [B, H, N, readers, tokens that one reads], those of the first token in front."""
+    """The scores within groups [B, H, N, readers, 2 or G], those of the group's first token in front."""
     place = ops.arange(visibility.first_reader, visibility.group_size)
     if visibility.reads == "first":
         to_first = ops.sum(queries * keys[:, :, :, :1], axis=-1) + ops.cast(bias, "float32")[:, None, None]
-        if visibility.group_size == 1:
-            return ops.expand_dims(to_first, -1)
         to_itself = ops.sum(queries * keys[:, :, :, visibility.first_reader :], axis=-1)
         if not visibility.first_reader:
             to_itself = ops.where(place > 0, to_itself, HIDDEN)  # the first token is itself: it counts once
@@ -103,7 +101,7 @@ def _without_padding(scores: Any, visibility: Visibility, mask: Any) -> Any:
     """The scores within groups, those of masked tokens hidden; the mask is [B, 1, N, G]."""
     if visibility.reads == "first":
         itself = ops.ones_like(mask[..., visibility.first_reader :])  # masked itself, a token gets zeros anyway
-        mask = ops.stack([ops.broadcast_to(mask[..., :1], ops.shape(itself)), itself], axis=-1)[..., : scores.shape[-1]]
+        mask = ops.stack([ops.broadcast_to(mask[..., :1], ops.shape(itself)), itself], axis=-1)
     else:
         mask = mask[..., None, :]
     return ops.where(mask, scores, HIDDEN)
