@@ -1,7 +1,8 @@
 """Runs the DAG for real: `make airflow-test`. Fails when a task, the report, the push or the pushed model does.
 
 The spec is the shipped one with splits that move with the day of the run. Airflow's home, its SQLite database and all
-outputs lie in one folder; nothing is written elsewhere.
+outputs lie in one folder; nothing is written elsewhere. Stack B has no Airflow 2.10: there nothing is run, and one line
+says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True, help="Airflow's home; everything is written below it")
     parser.add_argument("--date", default="2022-05-06", help="the day of the run, as YYYY-MM-DD")
     arguments = parser.parse_args()
+    if sys.version_info >= (3, 11):
+        print("Nothing was run: this is stack B, which has no Airflow 2.10. The DAG is tested on stack A.")
+        return 0
     home = arguments.home.resolve()
     dags, output = home / "dags", home / "onerank"
     dags.mkdir(parents=True, exist_ok=True)

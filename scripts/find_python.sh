@@ -1,54 +1,57 @@
 #!/usr/bin/env bash
-# find_python.sh [3.10]: prints the path of a Python of that version that can make a virtual environment; fails with one
-# message where there is none.
-# Each candidate is run: a pyenv shim can exist and still answer with 127, a distribution's Python can come without venv.
-# The order: $PYTHON, the one on PATH, pyenv, /opt/python (manylinux images), uv's own; at last uv may fetch one.
+# find_python.sh VERSION...: prints the path of a Python of these versions that runs, such as `3.13 3.12`; prints nothing and
+# exits with 1 where there is none. One that can make virtual environments and compile extensions is preferred to one that
+# lacks something (a distribution's Python may come without venv or headers), an earlier version in the list to a later.
+# Each candidate is run: a pyenv shim can exist and still exit with 127.
 set -euo pipefail
-version=${1:-3.10}
 
-# The interpreter behind a candidate: not a shim, and not the virtual environment that it may lie in.
+# Prints the interpreter behind a candidate: not a shim, and not the virtual environment that it may lie in.
 probe='
-import os, platform, sys
-import bz2, ctypes, ensurepip, ssl, venv  # what pip and the locked packages need; an own build may lack some
-fits = platform.python_version_tuple()[:2] == tuple(sys.argv[1].split(".")) and sys.maxsize > 2**32
+import os, platform, sys, sysconfig
+import bz2, ctypes, ssl  # what pip and the locked packages need; a self-compiled Python may lack some
+fits = ".".join(platform.python_version_tuple()[:2]) in sys.argv[2:] and sys.maxsize > 2**32
 fits = fits and platform.python_implementation() == "CPython"
+if sys.argv[1] == "complete":
+    import ensurepip, venv
+    fits = fits and os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
 sys.exit(1) if not fits else print(sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))
 '
 
-try() {
-  local found
-  if [ -n "$1" ] && found=$("$1" -I -c "$probe" "$version" 2>/dev/null </dev/null) && [ -n "$found" ]; then
-    printf '%s\n' "$found"
-    exit 0
-  fi
+# first_of complete|running VERSION...: prints the first of the candidates that fits, and ends the search.
+first_of() {
+  local candidate found
+  for candidate in "${candidates[@]}"; do
+    if found=$("$candidate" -I -c "$probe" "$@" 2>/dev/null </dev/null) && [ -n "$found" ]; then
+      printf '%s\n' "$found"
+      exit 0
+    fi
+  done
 }
 
-try "${PYTHON:-}"
-try "python$version"
-
-shopt -s nullglob
-pyenv="${PYENV_ROOT:-${HOME:-}/.pyenv}"
-for candidate in "$pyenv/versions/$version"*/bin/python /opt/python/cp"${version/./}"*/bin/python; do
-  try "$candidate"
-done
-
-if command -v uv >/dev/null 2>&1; then
-  try "$(uv python find --system "$version" 2>/dev/null || true)"
-  echo "No Python $version found: asking uv to fetch one." >&2
-  uv python install "$version" >&2 || true
-  try "$(uv python find --system "$version" 2>/dev/null || true)"
+if [ -n "${PYTHON:-}" ]; then
+  candidates=("$PYTHON") # it is not replaced by another one
+  first_of running "$@"
+  exit 1
 fi
 
-case $version in
-  3.10) system="Ubuntu 22.04" ;;
-  3.11) system="Debian 12" ;;
-  *) system="if it is there" ;;
-esac
-cat >&2 <<MESSAGE
-onerank needs CPython $version (64 bit, with venv and pip) and found none that runs. Install one of these, then try again:
-  apt-get install python$version python$version-venv    ($system)
-  pyenv install $version                            (any Linux with a compiler)
-  pip install uv                                (uv then fetches Python $version by itself)
-or name an interpreter: make PYTHON=/path/to/python$version
-MESSAGE
+# The system's, those on PATH, pyenv's, those of manylinux images, uv's own.
+shopt -s nullglob
+pyenv="${PYENV_ROOT:-${HOME:-}/.pyenv}"
+candidates=(/usr/bin/python3)
+for version in "$@"; do
+  candidates+=("python$version" "$pyenv/versions/$version".*/bin/python /opt/python/cp"${version/./}"-*/bin/python)
+  if command -v uv >/dev/null 2>&1 && found=$(uv python find --system "$version" 2>/dev/null); then
+    candidates+=("$found")
+  fi
+done
+first_of complete "$@"
+first_of running "$@"
+
+if command -v uv >/dev/null 2>&1; then
+  echo "No Python $* runs here: uv is asked to fetch Python $1." >&2
+  if uv python install "$1" >&2; then
+    candidates=("$(uv python find --system "$1")")
+    first_of running "$@"
+  fi
+fi
 exit 1
