@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import tensorflow as tf
-from ml_metadata import ListOptions, metadata_store
+from ml_metadata import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 from tfx.orchestration import metadata
 
@@ -41,7 +41,9 @@ def clear_interrupted(metadata_path: str, pipeline_root: str) -> list[str]:
             f"by {metadata_path}. Name another folder, or start the run in Airflow."
         )
     nodes = []
-    for execution in store.get_executions(list_options=ListOptions(filter_query="last_known_state = RUNNING")):
+    for execution in store.get_executions():  # all, and then filtered: ML Metadata 1.21 has no filter queries any more
+        if execution.last_known_state != metadata_store_pb2.Execution.RUNNING:
+            continue
         contexts = store.get_contexts_by_execution(execution.id)
         node = next(context.name for context in contexts if context.type == LAYOUT.node).rpartition(".")[2]
         folder = os.path.join(pipeline_root, node)

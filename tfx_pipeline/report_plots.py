@@ -262,7 +262,8 @@ def _number(value: float | None) -> float:
 
 def _svg(title: str, draw: Any, width: float = 2.8, height: float = 2.35) -> str:
     """Draws into axes of `width` by `height` inches and returns them as an SVG element."""
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": title}):
+    settings: Any = {**_SETTINGS, "svg.hashsalt": title}  # newer versions of Matplotlib list the names in the type
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height))
         draw(figure.add_subplot())
         file = io.StringIO()

@@ -171,7 +171,7 @@ def _floats(leaves: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.n
     with np.errstate(over="ignore"):
         values = exact.astype(spec.numpy_dtype)
     whole = np.abs(exact) > _WHOLE_IN_FLOAT.get(spec.dtype.name, np.inf)
-    for place in np.flatnonzero((whole | np.isinf(values)) & np.isfinite(exact)):
+    for place in np.flatnonzero((whole | np.isinf(values)) & np.isfinite(exact)).tolist():
         if isinstance(leaves[place], int) or np.isinf(values[place]):
             raise invalid(
                 f"input `{spec.name}`{_place(place, shape)}: {_shown(leaves[place])} is not {spec.dtype.name} without "
