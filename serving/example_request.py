@@ -13,8 +13,10 @@ from typing import Any
 
 from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
 from transform.environment import prepare_environment
+from transform.extras import require_extra
 
 prepare_environment()
+require_extra("train", "serving.example_request")
 
 import numpy as np
 import tensorflow as tf

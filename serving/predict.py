@@ -14,8 +14,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from transform.environment import prepare_environment
+from transform.extras import require_extra
 
 prepare_environment()
+require_extra("train", "serving.predict")
 
 import apache_beam as beam
 import numpy as np

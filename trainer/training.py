@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transform.extras import require_extra
+
+require_extra("train", "trainer.training")
+
 import keras
 import numpy as np
 import tensorflow as tf

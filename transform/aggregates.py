@@ -13,8 +13,10 @@ from datetime import date
 from typing import Any
 
 from transform.environment import prepare_environment
+from transform.extras import require_extra
 
 prepare_environment()
+require_extra("train", "transform.aggregates")
 
 import apache_beam as beam
 import pyarrow.parquet

@@ -275,6 +275,11 @@ def _connect(address: str, token: str | None, ca: str | None) -> Transport:
         from serving.client.grpc_transport import GrpcTransport  # brings TensorFlow
 
         return GrpcTransport(address, token, ca)
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"address: http:// or https:// is expected where the packages of gRPC are not installed ({error}). "
+            f'Received: {address}. Ask over REST, or install them: pip install "onerank[serving]"'
+        ) from error
     except OSError as error:  # ssl.SSLError is one
         raise RequestError(
             f"ca: a readable file of certificates (PEM) is expected. Received: {ca}: {error}."

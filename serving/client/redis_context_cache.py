@@ -8,6 +8,10 @@ import threading
 import time
 from typing import Any
 
+from transform.extras import require_extra
+
+require_extra("redis", "serving.client.redis_context_cache")
+
 import numpy as np
 import redis
 from redis.backoff import NoBackoff
