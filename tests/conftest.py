@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from transform.environment import prepare_environment
 
 prepare_environment()
+# XLA compiles in half the time. What it compiles, and so what tests compare, is the same; only the code is slower.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import fcntl
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,54 @@ import small_problem
 
 from transform.spec import RankingSpec
 
+TIERS = ("slow", "server", "pipeline")
+TIER_OF_FIXTURE = {  # what makes them takes seconds: a test that asks for one is no fast one
+    "schedule": "pipeline",
+    "evaluate": "pipeline",
+    "real_server": "server",
+    "small_plain": "slow",
+    "small_counting": "slow",
+    "executed": "slow",  # notebooks
+    "sdist": "slow",
+    "bags": "slow",  # Airflow's
+    "real": "slow",  # impressions, in test_aggregates.py
+    "results": "slow",  # JAX's
+}
+LONGEST = (  # the files that take longest, so that no worker is alone with one at the end
+    "test_pipeline.py",
+    "test_packaging.py",
+    "test_training_settings.py",
+    "test_training.py",
+    "test_notebooks.py",
+    "test_resume.py",
+    "test_bad_input.py",
+    "test_onerank.py",
+    "test_predict_aggregates.py",
+    "test_models.py",
+    "test_predict.py",
+    "test_signatures.py",
+)
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks, and before xdist reads the order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs of a pipeline take minutes: they come first, so that no worker is alone with one at the end."""
-    items.sort(key=lambda item: "tfx_pipeline" not in item.path.parts)
+    """Marks tests by their fixtures, and sorts: fast files first, as a mistake should be seen early, then the longest.
+
+    A file stays together, its fast tests first: a worker has all of it, and what a module's fixtures made.
+    """
+    for item in items:
+        for name in TIER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(TIER_OF_FIXTURE[name])
+    costly = {item: any(item.get_closest_marker(tier) for tier in TIERS) for item in items}
+    costly_files = {item.path for item in items if costly[item]}
+    first_seen = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
+    longest = {name: place for place, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> tuple[bool, int, int, bool]:
+        of_file = longest.get(item.path.name, len(LONGEST))
+        return item.path in costly_files, of_file, first_seen[item.path], costly[item]
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,7 +131,7 @@ def small(small_plain: Small) -> Small:
 @pytest.fixture(scope="session")
 def small_counting(shared: Shared) -> Small:
     """The small problem with counting features of every group."""
-    return _prepared(shared, "counting", aggregates=small_problem.AGGREGATES)
+    return _prepared(shared, "counting", **small_problem.COUNTING)
 
 
 def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
@@ -103,6 +150,14 @@ def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
     prepared = prepared_in(folder)
     raw, transformed = ({split: prepared.files(kind, split) for split in SPLITS} for kind in ("raw", "transformed"))
     return Small(prepared.spec, str(folder / "data"), raw, transformed, prepared.transform_output)
+
+
+@pytest.fixture(scope="session")
+def schedule(shared: Shared) -> Any:
+    """Starts of the pipeline on one output folder, to be read alone."""
+    from schedule import Schedule
+
+    return Schedule(shared)
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,19 @@ SPEC: dict[str, Any] = {
     },
 }
 
-AGGREGATES: list[dict[str, Any]] = [
-    {"keys": [["item"], ["uid"], ["device"]], "tasks": ["buy"], "windows": ["2d"]},
-    {"keys": [["user", "brand"]], "tasks": ["share"], "windows": ["all"], "buckets": 4, "dim": 3},
-]
+COUNTING: dict[str, Any] = {  # counting features of every group, and few others: each takes its time in Transform
+    "aggregates": [
+        {"keys": [["item"], ["uid"], ["device"]], "tasks": ["buy"], "windows": ["2d"]},
+        {"keys": [["user", "brand"]], "tasks": ["share"], "windows": ["all"], "buckets": 4, "dim": 3},
+    ],
+    "features": {
+        "user": SPEC["features"]["user"][:2],
+        "context": SPEC["features"]["context"][:1],
+        "candidate": [f for f in SPEC["features"]["candidate"] if f["name"] in ("item", "brand", "signal")],
+    },
+    "sequences": [{"name": "seen", "length": 12, "features": ["item", "brand"], "feedback": ["buy", "share"]}],
+    "evaluation": {},
+}
 
 
 def write_spec(path: Path, **changes: Any) -> Path:

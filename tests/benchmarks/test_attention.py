@@ -11,7 +11,7 @@ from benchmarks.attention_shapes import Shape, candidates, visible
 from trainer.ops import fused
 
 NOT_BUILT = fused.unavailable()
-pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))]
 
 SHAPES = (Shape("A", 2, 2, 7, 8, backward=True), Shape("B", 1, 2, 9, 8, backward=True))
 FEW = {"torch_python": None, "threads": 1, "rounds": 2, "seconds": 0}

@@ -70,6 +70,7 @@ def _alone(spec, request_of):
         yield {**request, **of_one, **tags, examples.CANDIDATE_COUNT: [1]}
 
 
+@pytest.mark.server
 def test_it_measures_in_process_and_through_the_server(served, direct, request_of, tmp_path, capsys):
     rows = serving.measure_history(direct, partial(request_of, 5), 5, (2, 3), SIZES)
     rows += serving.measure_repeated(direct, partial(request_of, 5), SIZES)

@@ -8,6 +8,8 @@ from benchmarks.keras_attention import KerasAttentionOneRank
 from trainer.layers.token_dense import TokenDense
 from trainer.ops import fused
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"b": 4, "n": 3, "u": 6, "d": 16}
 
 

@@ -11,6 +11,8 @@ import pytest
 from serving import predict
 from transform.aggregates import export_tables
 
+pytestmark = pytest.mark.once
+
 DAY = 8  # of the log's last requests; day 1 is the second of January 1970
 LABELS = ("bought", "saved", "shared")
 

@@ -38,6 +38,8 @@ from serving.server.errors import RequestError, ServerError, of_tensorflow
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 
+pytestmark = pytest.mark.server
+
 TOLERANCE = 1e-6
 
 
@@ -212,6 +214,7 @@ def test_rest_paths(server):
     assert _get(server, "/v1/models/%74iny").status_code == 200, "a path may be percent-encoded"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(server):
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/{NAME}:predict"
     done = subprocess.run(

@@ -13,6 +13,8 @@ from fuzz_server import fuzz
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from tiny_model import NAME, SECONDS, floats, request, serving, write_model
 
+pytestmark = pytest.mark.server
+
 MOST_BYTES, MOST_STRING = 20_000, 100
 PREDICT = f"/v1/models/{NAME}:predict"
 OK = grpc.StatusCode.OK

@@ -20,6 +20,8 @@ from serving.server.model_versions import ModelVersions
 from serving.server.options import ServerOptions
 from serving.server.version_policy import VersionPolicy
 
+pytestmark = pytest.mark.server
+
 State = get_model_status_pb2.ModelVersionStatus
 
 

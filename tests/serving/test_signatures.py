@@ -16,6 +16,8 @@ from transform.batches import request_batches
 from transform.errors import DataError
 from transform.examples import sequence_key
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 BATCH = 7  # does not divide the number of requests, and pads
 

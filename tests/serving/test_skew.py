@@ -9,6 +9,8 @@ from tiny_model import NAME, serving
 from benchmarks import serving_skew
 from benchmarks.prepare import Prepared
 
+pytestmark = pytest.mark.server
+
 TOLERANCE = 1e-5
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from serving.export import export_model
+from serving.signatures import RankingSignatures
 from trainer.precision import computing_in
 from trainer.training import predict, train
 from transform.batches import request_batches
@@ -24,11 +24,10 @@ def test_it_serves_what_was_measured(small, tmp_path):
     files = small.transformed["test"]
     trained = train(spec, small.inputs(), small.transformed["eval"], files, str(tmp_path / "run"))
     preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
-    export_model(spec, trained.model, preprocess, str(tmp_path / "1"))
-    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    signatures = RankingSignatures(spec, trained.model, preprocess).all()  # as they are exported
 
     requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
-    answer = loaded.signatures["serving_default"](examples=tf.constant(requests))
+    answer = signatures["serving_default"](examples=tf.constant(requests))
     present = answer["candidate_mask"].numpy() > 0
     ((batch, targets),) = request_batches(spec, files, len(requests))
     for k, (task, rows) in enumerate(predict(spec, trained.model, files).items()):
@@ -39,5 +38,5 @@ def test_it_serves_what_was_measured(small, tmp_path):
         mixed = tf.sigmoid(trained.model(batch, training=False)).numpy()[present]
     assert np.abs(mixed[:, 0] - answer["buy"].numpy()[present]).max() > 10 * TOLERANCE, "or equality says nothing"
 
-    outputs = loaded.signatures["encode_context"].structured_outputs.values()
+    outputs = signatures["encode_context"].structured_outputs.values()
     assert {output.dtype for output in outputs} == {tf.float32, tf.int32}, "a client can hold the cache"

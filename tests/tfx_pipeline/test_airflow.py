@@ -160,6 +160,7 @@ def test_a_mistake_is_the_last_line_of_one_import_error(bags, name, said):
     assert "During handling" not in error and "direct cause" not in error
 
 
+@pytest.mark.slow
 @needs_airflow
 def test_a_task_that_is_tried_again_starts_anew(tmp_path):
     """With TFX's own launcher the second try fails; the mistake of a user would be tried again."""

@@ -267,6 +267,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {node for node in before if before[node] != after[node]}
 
 
+@pytest.mark.slow
 def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
     def after(**changes):
         return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
@@ -285,6 +286,7 @@ def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec)
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= data
 
 
+@pytest.mark.slow
 def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     before = cache_keys(spec, tmp_path)
     real = code_version
@@ -311,6 +313,7 @@ def test_the_trainer_is_cached_by_all_that_its_export_runs_and_by_no_server():
     assert set(EXPORT_CODE) == {"serving.export", *graph.find_upstream_modules("serving.export")}
 
 
+@pytest.mark.slow
 def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path, spec):
     before = cache_keys(spec, tmp_path)
     other = cache_keys(spec.model_copy(update={"sequences": ()}), tmp_path)
@@ -322,6 +325,7 @@ def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path
     assert SchemaReader().read(str(tmp_path / "schema.pbtxt")) == raw_schema(spec)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_output_is_written_when_a_managed_pipeline_is_put_together(tmp_path, spec):
     create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out"), target="vertex"))
     assert not (tmp_path / "out").exists()

@@ -5,67 +5,39 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_problem
 from conftest import repository
+from schedule import reported_runs, run, run_from_shell
 
-SERVED = {**small_problem.SPEC["evaluation"], "served_requests": 20}
-UNSERVED = {**SERVED, "served_requests": 0}  # a server of its own takes its time
-PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
+pytestmark = pytest.mark.pipeline
 
-
-def run(spec: Path, data: Path, output: Path, *extra: str, code: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tfx_pipeline.local_runner", "--spec", str(spec), "--data", str(data)]
-    root = code or repository()
-    return subprocess.run(
-        [*command, "--output", str(output), *extra],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+# === Starts that follow one another on one output folder, as those of a schedule do ===
 
 
-def states(stdout: str) -> dict[str, str]:
-    """Component -> done or cached, from the lines that the runner prints."""
-    lines = [line.strip().split(": ") for line in stdout.splitlines() if line.startswith("  ")]
-    return {line[0]: line[1].split(",")[0] for line in lines if len(line) == 2 and " s" in line[1]}
+def test_a_run_that_was_killed_is_taken_up_where_it_was(schedule):
+    killed, first = schedule.start("killed"), schedule.start("first")
+    assert any(name.startswith("execution") for name in killed.left_over)
+    assert "note: Trainer was interrupted" in first.stdout
+    assert "note: Training goes on after 0 epochs and 4 steps" in first.stdout
+    assert first.states()["Transform"] == "cached" and first.states()["Trainer"] == "done"
+    assert first.checkpoints == ["old-2", "old-3"]
+    assert first.left_over == []
 
 
-def versions(output: Path) -> list[str]:
-    return sorted(os.listdir(output / "serving" / "small"))
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, subprocess.CompletedProcess]:
-    folder = tmp_path_factory.mktemp("pipeline")
-    data = small_problem.write_data(folder / "data")
-    spec = small_problem.write_spec(folder / "small.yaml", evaluation=SERVED)
-    first = run(spec, data, folder / "out")
-    assert first.returncode == 0, first.stdout + first.stderr
-    return spec, data, folder / "out", first
-
-
-# The tests below follow one another on one output folder, as runs of a schedule do.
-
-
-def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
-    *_, output, first = workplace
+def test_first_run_is_blessed_by_its_values_and_pushed(schedule):
+    output, first = schedule.output, schedule.start("first")
     assert "\nBLESSED (no other blessed model to compare with)" in first.stdout
     assert "not gated" in first.stdout
     assert "Anomalies: none" in first.stdout
-    pushed = versions(output)
-    assert len(pushed) == 1 and pushed[0].isdigit()
-    assert str(output / "serving" / "small" / pushed[0]) in first.stdout
-    assert (output / "serving" / "small" / pushed[0] / "saved_model.pb").exists()
-    assert (output / "serving" / "small" / pushed[0] / "assets.extra" / "tf_serving_warmup_requests").exists()
+    (pushed,) = first.versions
+    assert pushed.isdigit()
+    assert str(output / "serving" / "small" / pushed) in first.stdout
+    assert (output / "serving" / "small" / pushed / "saved_model.pb").exists()
+    assert (output / "serving" / "small" / pushed / "assets.extra" / "tf_serving_warmup_requests").exists()
     beside = {"small", "models.config", "batching_parameters.txt", "monitoring.config"}
     assert set(os.listdir(output / "serving")) == beside
     assert re.search(
@@ -76,20 +48,19 @@ def test_first_run_is_blessed_by_its_values_and_pushed(workplace):
     assert "price=[100, 200)" in first.stdout, "numeric slices are readable ranges"
 
 
-def test_table_holds_the_numbers_of_the_served_model(workplace, tmp_path):
+def test_table_holds_the_numbers_of_the_served_model(schedule):
     import tensorflow as tf
     from sklearn.metrics import log_loss, roc_auc_score
 
     from tfx_pipeline.evaluation import load_metrics
-    from tfx_pipeline.runs import RunReader
     from transform import examples
 
-    *_, output, first = workplace
-    run_of = RunReader(str(output / "metadata" / "small.db"), "small").newest()
-    measured = load_metrics(run_of["Evaluator"].output("evaluation").uri).candidate[()]
-    files = Path(run_of["ImpressionExampleGen"].output("examples").uri).glob("Split-test/*.gz")
+    output, first = schedule.output, schedule.start("first")
+    of = reported_runs(output)[0]
+    measured = load_metrics(of.uri("Evaluator", "evaluation")).candidate[()]
+    files = Path(of.uri("ImpressionExampleGen", "examples")).glob("Split-test/*.gz")
     requests = [record.numpy() for record in tf.data.TFRecordDataset([str(path) for path in files], "GZIP")]
-    model = tf.saved_model.load(str(output / "serving" / "small" / versions(output)[0]))
+    model = tf.saved_model.load(str(output / "serving" / "small" / first.versions[0]))
     answer = model.signatures["serving_default"](examples=tf.constant(requests))
     decoded = [examples.decode(request) for request in requests]
     for task in ("buy", "save", "share"):
@@ -105,73 +76,51 @@ def test_table_holds_the_numbers_of_the_served_model(workplace, tmp_path):
         assert f"{measured[task]['auc']:.4f}" in first.stdout
 
 
-def test_second_run_changes_nothing_and_prints_the_stored_table(workplace):
-    spec, data, output, first = workplace
-    before = versions(output)
-    second = run(spec, data, output)
-    assert second.returncode == 0, second.stderr
+def test_second_run_changes_nothing_and_prints_the_stored_table(schedule):
+    first, second = schedule.start("first"), schedule.start("second")
     assert "Nothing changed: the model was trained and evaluated before" in second.stdout
-    assert versions(output) == before
+    assert second.versions == first.versions
     for line in first.stdout.splitlines():
         if "│" in line:
             assert line in second.stdout
-    assert {state for node, state in states(second.stdout).items() if node not in ("AnomalyGate",)} <= {
-        "cached",
-        "done",
-    }
+    assert {state for node, state in second.states().items() if node not in ("AnomalyGate",)} <= {"cached", "done"}
     for node in ("Trainer", "Evaluator", "ServingValidator"):
-        assert states(second.stdout)[node] == "cached"
+        assert second.states()[node] == "cached"
 
 
-def test_a_worse_task_is_not_blessed_and_named(workplace, tmp_path):
-    spec, data, output, _ = workplace
-    before = versions(output)
-    tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    evaluation = {**SERVED, "max_latency_ratio": 1e-6}  # nothing is as fast
-    worse = run(small_problem.write_spec(tmp_path / "small.yaml", tasks=tasks, evaluation=evaluation), data, output)
-    assert worse.returncode == 0, worse.stderr
+def test_a_worse_task_is_not_blessed_and_named(schedule):
+    worse = schedule.start("worse")
     assert "NOT BLESSED (against the blessed model)" in worse.stdout
     assert "save: auc change" in worse.stdout
     assert (
         "\nNOT SERVABLE (serving the new model failed)\n  rank: a median latency of at most 1e-06 times" in worse.stdout
     )
     assert "buy: auc" not in worse.stdout
-    assert versions(output) == before, "the one in production stays"
-    assert states(worse.stdout)["Transform"] == "cached", "a task's weight concerns the Trainer alone"
-    assert states(worse.stdout)["Trainer"] == "done"
+    assert worse.versions == schedule.start("second").versions, "the one in production stays"
+    assert worse.states()["Transform"] == "cached", "a task's weight concerns the Trainer alone"
+    assert worse.states()["Trainer"] == "done"
 
 
-def test_edited_code_runs_again_what_depends_on_it(workplace, tmp_path):
-    _, data, output, _ = workplace
-    spec = small_problem.write_spec(tmp_path / "small.yaml", evaluation=UNSERVED)
-    for package in PACKAGES:
-        shutil.copytree(repository() / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "trainer" / "models" / "din.py").open("a") as file:
-        file.write("\n# an edit\n")
-    edited = run(spec, data, output, code=tmp_path)
-    assert edited.returncode == 0, edited.stderr
-    assert states(edited.stdout)["ImpressionExampleGen"] == "cached"
-    assert states(edited.stdout)["Transform"] == "cached"
-    assert states(edited.stdout)["Trainer"] == "done"
+def test_edited_code_runs_again_what_depends_on_it(schedule):
+    edited = schedule.start("edited")
+    assert edited.states()["ImpressionExampleGen"] == "cached"
+    assert edited.states()["Transform"] == "cached"
+    assert edited.states()["Trainer"] == "done"
     assert "\nBLESSED (against the blessed model)" in edited.stdout
-    assert "ServingValidator" not in states(edited.stdout) and "Serving:" not in edited.stdout
+    assert "ServingValidator" not in edited.states() and "Serving:" not in edited.stdout
     assert "(+0.0000)" in edited.stdout, "the same code in other bytes trains the same model"
 
 
-def test_data_without_a_test_split_stop_the_run_before_anything_is_trained(workplace, tmp_path):
-    spec, data, output, _ = workplace
-    broken = tmp_path / "data"
-    shutil.copytree(data, broken)
-    for path in broken.glob("log*.csv"):
-        lines = path.read_text().splitlines()
-        path.write_text("\n".join(lines[:1] + [line for line in lines[1:] if line.split(",")[2] < "7"]) + "\n")
-    before = versions(output)
-    stopped = run(spec, broken, output)
-    assert stopped.returncode == 1
+def test_data_without_a_test_split_stop_the_run_before_anything_is_trained(schedule):
+    stopped = schedule.start("without a test split")
+    assert stopped.code == 1
     assert "split.test: requests with `day` from 7 to 8 are expected" in stopped.stderr
     assert "Trainer" not in stopped.stdout
     assert "Traceback" not in stopped.stderr
-    assert versions(output) == before
+    assert stopped.versions == schedule.start("edited").versions
+
+
+# === Other problems ===
 
 
 def test_relative_splits_reach_the_examples_as_days(tmp_path):
@@ -184,7 +133,7 @@ def test_relative_splits_reach_the_examples_as_days(tmp_path):
     split = {"by": "day", "date_format": "YYYY-MM-DD", "train": [-7, -3], "eval": [-2, -2], "test": [-1, 0]}
     spec = small_problem.write_spec(tmp_path / "small.yaml", split=split)
     stopped = run(spec, data, tmp_path / "out", "--as_of", "2022-05-10")
-    assert stopped.returncode == 1
+    assert stopped.code == 1
     days = "train 2022-05-03 to 2022-05-07, eval 2022-05-08 to 2022-05-08, test 2022-05-09 to 2022-05-10"
     assert f"Splits by day: {days}\n" in stopped.stdout
     assert "split.test: requests with `day` from 2022-05-09 to 2022-05-10 are expected" in stopped.stderr
@@ -209,7 +158,7 @@ def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
         rows.append(f"v{visit},p{person},w{rng.integers(20)},{at},{week},{strength:.4f},{opened},{replied}")
     (tmp_path / "visits.csv").write_text("\n".join(rows) + "\n")
     done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.stdout + done.stderr
     assert "│ open " in done.stdout and "│ reply " in done.stdout and "ServingValidator" not in done.stdout
     assert "strength=[" in done.stdout
 
@@ -232,12 +181,13 @@ def test_no_sequences_no_tables_one_candidate_a_request(tmp_path):
             "user": [{"name": "person", "column": "who", "type": "categorical"}],
             "candidate": [{"name": "strength", "type": "numeric"}],
         },
-        "training": {"epochs": 8, "batch_requests": 32, "optimizer": {"learning_rate": 0.01}},
+        "model": {"name": "onerank", "d": 16, "layers": 1, "heads": 2},
+        "training": {"epochs": 1, "batch_requests": 32, "optimizer": {"learning_rate": 0.01}},
         "evaluation": {"served_requests": 10},
     }
     (tmp_path / "mail.yaml").write_text(json.dumps(spec))
     done = run(tmp_path / "mail.yaml", tmp_path, tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.stdout + done.stderr
     assert "\nBLESSED" in done.stdout and "\nServing: 10 requests" in done.stdout
     assert "popularity" not in done.stdout, "the spec names no item"
     assert len(os.listdir(tmp_path / "out" / "serving" / "mail")) == 1
@@ -251,8 +201,8 @@ def test_a_users_mistake_gets_one_message_and_leaves_nothing(spec, data, said, t
     """From the shell; test_bad_input.py has the other mistakes."""
     small_problem.write_spec(tmp_path / "small.yaml")
     small_problem.write_data(tmp_path / "data")
-    failed = run(tmp_path / spec, tmp_path / data, tmp_path / "out")
-    assert failed.returncode == 1
+    failed = run_from_shell(tmp_path / spec, tmp_path / data, tmp_path / "out")
+    assert failed.code == 1
     assert said in failed.stderr
     assert "Traceback" not in failed.stderr + failed.stdout
     assert not (tmp_path / "out" / "pipeline").exists()

@@ -1,20 +1,18 @@
-"""Runs that are killed, that meet another run, or a full disk."""
+"""Runs that meet another run or a full disk. One that is killed is in `test_pipeline.py`."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import small_problem
 from conftest import repository
-from test_pipeline import UNSERVED, run, states
+from schedule import run_from_shell
 
 from tfx_pipeline.run_lock import LOCK_FILE, run_lock
 from transform.errors import PipelineError, find_user_error
@@ -41,8 +39,8 @@ def holder(tmp_path):
 
 def test_a_second_run_is_told_who_holds_the_folder(tmp_path, holder):
     spec = small_problem.write_spec(tmp_path / "small.yaml")
-    refused = run(spec, tmp_path, tmp_path)
-    assert refused.returncode == 1 and refused.stdout == ""
+    refused = run_from_shell(spec, tmp_path, tmp_path)
+    assert refused.code == 1 and refused.stdout == ""
     assert f"used by process {holder.pid} on {os.uname().nodename} since 2" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert not (tmp_path / "pipeline").exists()
@@ -76,46 +74,6 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     with pytest.raises(PipelineError, match="--output: .* No locks available.*on a file system with locks"):
         with run_lock(str(tmp_path)):
             pass
-
-
-def killed_in(component: str, function: str, nth: int, output: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """A run that is killed in a component, before the n-th call of a function."""
-    program = (
-        "import sys; from benchmarks.kill_matrix import Moment, run_to; "
-        f"sys.exit(run_to(Moment({component!r}, '', {function!r}, {nth}), sys.argv[1:]))"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments, "--output", str(output)],
-        cwd=repository(),
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_run_that_was_killed_is_taken_up_where_it_was(tmp_path):
-    from benchmarks.kill_matrix import leftovers
-
-    data, output = small_problem.write_data(tmp_path / "data"), tmp_path / "out"
-    training = {**small_problem.SPEC["training"], "checkpoint_every": 4, "epochs": 2}
-    sections = {"model": {"name": "din"}, "training": training, "evaluation": UNSERVED}
-    spec = small_problem.write_spec(tmp_path / "small.yaml", **sections)
-    arguments = ["--spec", str(spec), "--data", str(data)]
-    killed = killed_in("Trainer", "trainer.diagnostics:GradientProbe.before_step", 7, output, *arguments)
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    assert any(name.startswith("execution") for name in leftovers(output, "small"))
-    (checkpoints,) = (output / "checkpoints" / "small").iterdir()
-    for number in range(4):  # of trainings that were given up long ago
-        shutil.copytree(checkpoints, checkpoints.with_name(f"old-{number}"))
-        os.utime(checkpoints.with_name(f"old-{number}"), (number, number))
-    done = run(spec, data, output)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "note: Trainer was interrupted" in done.stdout
-    assert "note: Training goes on after 0 epochs and 4 steps" in done.stdout
-    assert states(done.stdout)["Transform"] == "cached" and states(done.stdout)["Trainer"] == "done"
-    assert sorted(path.name for path in checkpoints.parent.iterdir()) == ["old-2", "old-3"]
-    for number in (2, 3):
-        shutil.rmtree(checkpoints.with_name(f"old-{number}"))
-    assert leftovers(output, "small") == []
 
 
 def test_a_full_disk_is_told_as_such():

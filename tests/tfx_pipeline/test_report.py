@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import re
@@ -15,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_problem
+from schedule import Schedule, reported_runs
 from sklearn import metrics as reference
 
-from tfx_pipeline import local_runner, report, tfma_plots, verdict
+from tfx_pipeline import report, tfma_plots, verdict
 from tfx_pipeline.evaluation import load_metrics
 from tfx_pipeline.model_card import model_card
 from tfx_pipeline.report_data import collect
-from tfx_pipeline.runs import Run, RunReader
+from tfx_pipeline.runs import Run
 from trainer.metrics import Rows
 from transform.errors import PipelineError
 
 TASKS = ("buy", "save", "share")
-MODEL = {"name": "din"}  # trained and exported in half the time
 
 
 class Page(HTMLParser):
@@ -67,39 +64,13 @@ class Page(HTMLParser):
             self.values[key] = (given["value"], data)
 
 
-def run(spec: Path, data: Path, output: Path) -> str:
-    """What the local runner prints; it runs in this process, which has imported TFX once."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert local_runner.main(["--spec", str(spec), "--data", str(data), "--output", str(output)]) == 0
-    return printed.getvalue()
-
-
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with one run."""
-    folder = tmp_path_factory.mktemp("report")
-    data = small_problem.write_data(folder / "data")
-    served = {**small_problem.SPEC["evaluation"], "served_requests": 10}
-    printed = run(small_problem.write_spec(folder / "small.yaml", model=MODEL, evaluation=served), data, folder / "out")
-    assert re.search(r"\nReport: .*/out/reports/small/.*/report.html\n", printed)
-    return folder / "out"
+def output(schedule: Schedule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with four runs that came to their end; tests change it."""
+    return schedule.copy(tmp_path_factory.mktemp("report"))
 
 
-@pytest.fixture(scope="module")
-def output(first: Path) -> Path:
-    """The folder with a second run, which learned nothing of `save`."""
-    tasks = [{**task, "weight": 1e-9} if task["name"] == "save" else task for task in small_problem.SPEC["tasks"]]
-    unserved = {**small_problem.SPEC["evaluation"], "served_requests": 0}
-    spec = small_problem.write_spec(first.parent / "worse.yaml", model=MODEL, tasks=tasks, evaluation=unserved)
-    run(spec, first.parent / "data", first)
-    return first
-
-
-def runs(output: Path) -> list[Run]:
-    reader = RunReader(str(output / "metadata" / "small.db"), "small")
-    ids = sorted(re.sub(r"T(\d+)-(\d+)-", r"T\1:\2:", path.name) for path in (output / "reports" / "small").iterdir())
-    return [reader.find(run_id) for run_id in ids]
+FIRST, _, WORSE, EDITED = range(4)
 
 
 def page(output: Path, of: Run) -> Page:
@@ -110,8 +81,9 @@ def card(output: Path, of: Run) -> dict[str, Any]:
     return json.loads((output / "reports" / "small" / of.id.replace(":", "-") / "model_card.json").read_text())
 
 
-def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(first):
-    opened = page(first, runs(first)[0])
+def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(output, schedule):
+    opened = page(output, reported_runs(output)[FIRST])
+    assert re.search(r"\nReport: .*/out/reports/small/.*/report.html\n", schedule.start("first").stdout)
     assert opened.headline == "Blessed: every gated task keeps its bound"
     assert "There was no blessed model to compare with" in opened.text
     assert "share: " in opened.text and "too few to judge by" in opened.text
@@ -119,16 +91,17 @@ def test_a_blessed_first_run_says_so_and_that_there_was_nothing_to_compare_with(
 
 
 def test_serving_is_reported_where_it_was_tried(output):
-    served, unserved = runs(output)
-    assert "10 requests of the eval split scored by every signature as in training" in page(output, served).text
+    of = reported_runs(output)
+    served, unserved = of[FIRST], of[EDITED]
+    assert "20 requests of the eval split scored by every signature as in training" in page(output, served).text
     assert card(output, served)["serving"]["blessed"] is True
     assert {check["over"] for check in card(output, served)["serving"]["checks"]} == {"gRPC", "REST"}
     assert "The model was not served before it was pushed" in page(output, unserved).text
     assert card(output, unserved)["serving"] is None
 
 
-def test_a_model_that_could_not_be_served_is_named_with_the_reason(first):
-    data = collect(runs(first)[0])
+def test_a_model_that_could_not_be_served_is_named_with_the_reason(output):
+    data = collect(reported_runs(output)[FIRST])
     failed = {
         **data.serving,
         "blessed": False,
@@ -143,9 +116,9 @@ def test_a_model_that_could_not_be_served_is_named_with_the_reason(first):
     assert 'class="verdict bad"' in html and html.count("rank over gRPC: NaN") == 2
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [FIRST, WORSE])
 def test_figures_in_page_and_card_equal_tfmas(output, index):
-    of = runs(output)[index]
+    of = reported_runs(output)[index]
     measured = load_metrics(of.uri("Evaluator", "evaluation"))
     shown = page(output, of).values
     on_card = {
@@ -164,13 +137,13 @@ def test_figures_in_page_and_card_equal_tfmas(output, index):
                     assert exact == str(value)
                     assert text == ("–" if math.isnan(value) else f"{value:.4f}")
                     assert entry["change"] == (None if change is None or math.isnan(change) else change)
-    assert (index == 0) == (not measured.baseline)
+    assert (index == FIRST) == (not measured.baseline)
     assert len(shown) == len(measured.candidate) * len(TASKS) * 6
     assert len(on_card) == sum(len(values) for of_tasks in measured.candidate.values() for values in of_tasks.values())
 
 
 def test_curves_rest_on_the_rows_of_tfmas_metrics(output):
-    data = collect(runs(output)[1])
+    data = collect(reported_runs(output)[WORSE])
     assert set(data.curves.candidate) == set(data.curves.baseline) == set(TASKS)
     for curves, metrics in (
         (data.curves.candidate, data.metrics.candidate),
@@ -187,9 +160,9 @@ def test_curves_rest_on_the_rows_of_tfmas_metrics(output):
 
 
 def test_a_run_that_is_not_blessed_names_the_task_first_and_what_it_lost(output):
-    of = runs(output)[1]
+    of = reported_runs(output)[WORSE]
     worse, change = page(output, of), load_metrics(of.uri("Evaluator", "evaluation")).change[()]["save"]["auc"]
-    assert worse.headline == "Not blessed: save got worse"
+    assert worse.headline == "Not blessed: save got worse; serving it failed"
     assert f"AUC fell by {-change:.4f}" in worse.text
     assert "It lost most on " in worse.text
     assert "Nothing was pushed; the model in production stays." in worse.text
@@ -199,7 +172,7 @@ def test_a_run_that_is_not_blessed_names_the_task_first_and_what_it_lost(output)
 
 
 def test_nothing_is_fetched_or_run_when_the_page_is_opened(output):
-    for of in runs(output):
+    for of in reported_runs(output):
         opened = page(output, of)
         assert [link for link in opened.links if not link.startswith("#") and link != "data:,"] == []
         assert {link[1:] for link in opened.links if link.startswith("#")} <= opened.ids, "links lead somewhere"
@@ -210,7 +183,7 @@ def test_nothing_is_fetched_or_run_when_the_page_is_opened(output):
 
 
 def test_pictures_are_drawn_for_every_task(output):
-    source = page(output, runs(output)[1]).source
+    source = page(output, reported_runs(output)[WORSE]).source
     labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', source)
     for task in TASKS:
         for picture in ("ROC curve", "Calibration", "Distribution of scores", "Training loss"):
@@ -219,7 +192,7 @@ def test_pictures_are_drawn_for_every_task(output):
 
 
 def test_data_summary_holds_the_counts_of_the_examples(output):
-    data = collect(runs(output)[0])
+    data = collect(reported_runs(output)[FIRST])
     for split, facts in data.splits.items():
         assert facts.requests == data.counts[f"{split}_requests"] < facts.examples, "long requests were split"
         assert facts.impressions == data.counts[f"{split}_impressions"]
@@ -227,11 +200,11 @@ def test_data_summary_holds_the_counts_of_the_examples(output):
         assert facts.labelled["share"] == facts.positives["buy"], "observed where buy is positive"
         assert facts.sequences["seen"].longest <= 12
         assert facts.first < facts.last
-    assert f"{data.splits['train'].requests:,}" in page(output, runs(output)[0]).text
+    assert f"{data.splits['train'].requests:,}" in page(output, reported_runs(output)[FIRST]).text
 
 
 def test_card_holds_what_reproduces_the_model(output):
-    held = card(output, runs(output)[0])
+    held = card(output, reported_runs(output)[FIRST])
     assert held["model_details"]["packages"]["tfx"] and held["model_details"]["packages"]["keras"]
     assert held["model_parameters"]["training"]["seed"] == 1
     assert held["model_parameters"]["data"]["train"]["first_request"].startswith("1970-01-02")
@@ -242,7 +215,7 @@ def test_card_holds_what_reproduces_the_model(output):
 
 
 def test_a_run_without_training_history_still_reports_and_says_what_is_missing(output, tmp_path, capsys):
-    first = runs(output)[0]
+    first = reported_runs(output)[FIRST]
     model_run = Path(first.uri("Trainer", "model_run"))
     shutil.move(model_run, tmp_path / "away")
     try:
@@ -273,7 +246,7 @@ def test_a_users_mistake_gets_one_message(output, folder, arguments, said, capsy
 
 
 def test_a_run_that_stopped_or_whose_artifacts_are_gone_is_refused(output, tmp_path):
-    first = runs(output)[0]
+    first = reported_runs(output)[FIRST]
     with pytest.raises(PipelineError, match="a finished run is expected. Received: one that stopped before Evaluator"):
         collect(Run("x", "small", 0.0, 0.0, {}))
     evaluation = Path(first.uri("Evaluator", "evaluation"))

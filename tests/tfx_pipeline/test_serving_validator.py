@@ -29,6 +29,8 @@ from tfx_pipeline.serving_validation import Limits, validate_serving
 from transform import examples
 from transform.spec import RankingSpec
 
+pytestmark = pytest.mark.server
+
 SPEC = RankingSpec.model_validate(
     {
         "name": "mail",

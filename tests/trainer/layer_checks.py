@@ -41,11 +41,8 @@ def run_layer_test(
         reduces: bool. Whether the layer is a loss: its outputs have no B, and are float32 whatever the policy.
         float32: tuple of int. Places of the outputs that are float32 whatever the policy.
     """
-    arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict)}
-    options = {name: value for name, value in call_args.items() if name not in arrays}
-    layer = cls(**init_kwargs)
-    layer(**call_args)
-    spread_weights(layer)
+    arrays, options = _parts(call_args)
+    layer = _made(cls, init_kwargs, call_args)
     expected = outputs_of(layer(**call_args))
     shapes = expected_shape if isinstance(expected_shape, list) else [expected_shape]
     assert [output.shape for output in expected] == shapes, "eager shapes"
@@ -60,8 +57,36 @@ def run_layer_test(
     _check_gradients(layer, arrays, options, idle)
     exact = range(len(expected)) if reduces else float32
     _check_bfloat16(cls, init_kwargs, layer, call_args, expected, bfloat16_tolerance, exact)
-    _check_saving(layer, arrays, options, expected)
     run_docstring_example(cls)
+
+
+def run_saving_test(cases):
+    """Runs layers in one functional model that goes through `.keras` and SavedModel: that takes a second a model.
+
+    Args:
+        cases: dict of (cls, init_kwargs, call_args). What `run_layer_test` takes, by names of letters and underscores.
+    """
+    all_inputs, all_arrays, outputs, expected = {}, {}, {}, {}
+    for name, (cls, init_kwargs, call_args) in cases.items():
+        arrays, options = _parts(call_args)
+        layer, inputs = _made(cls, init_kwargs, call_args), _inputs(arrays, f"{name}_")
+        all_inputs |= {f"{name}_{path}": tensor for path, tensor in _flat(inputs)}
+        all_arrays |= {f"{name}_{path}": array for path, array in _flat(arrays)}
+        symbolic = keras.tree.flatten(layer(**inputs, **options))
+        outputs |= {f"{name}_{place}": output for place, output in enumerate(symbolic)}
+        expected |= {f"{name}_{place}": output for place, output in enumerate(outputs_of(layer(**call_args)))}
+    model = keras.Model(all_inputs, outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        loaded = keras.saving.load_model(path)(all_arrays)
+        model.export(os.path.join(folder, "saved"), verbose=False)
+        exported = tf.saved_model.load(os.path.join(folder, "saved"))  # holds the variables
+    served = exported.serve(_map(tf.constant, all_arrays))
+    assert set(loaded) == set(served) == set(expected)
+    for name, output in expected.items():
+        _assert_close([numpy(loaded[name])], [output], 0, f"{name}: .keras")
+        _assert_close([numpy(served[name])], [output], TOLERANCE, f"{name}: SavedModel")
 
 
 def spread_weights(model, seed=0):
@@ -162,21 +187,25 @@ def _check_bfloat16(cls, init_kwargs, layer, call_args, expected, tolerance, exa
     _assert_close(outputs_of(outputs), expected, tolerance, "mixed_bfloat16")
 
 
-def _check_saving(layer, arrays, options, expected):
-    """A functional model around the layer survives `.keras` and SavedModel."""
-    inputs = _inputs(arrays)
-    model = keras.Model(inputs, layer(**inputs, **options))
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.keras")
-        model.save(path)
-        loaded = keras.saving.load_model(path)
-        _assert_close(outputs_of(loaded(arrays)), expected, 0, ".keras")
-        model.export(os.path.join(folder, "saved"), verbose=False)
-        served = tf.saved_model.load(os.path.join(folder, "saved"))
-        _assert_close(outputs_of(served.serve(_map(tf.constant, arrays))), expected, TOLERANCE, "SavedModel")
-
-
 # === Steps ===
+
+
+def _parts(call_args):
+    """The arrays among the arguments of a call, which may be nested, and the rest."""
+    arrays = {name: value for name, value in call_args.items() if isinstance(value, np.ndarray | dict)}
+    return arrays, {name: value for name, value in call_args.items() if name not in arrays}
+
+
+def _made(cls, init_kwargs, call_args):
+    layer = cls(**init_kwargs)
+    layer(**call_args)
+    spread_weights(layer)
+    return layer
+
+
+def _flat(nested, prefix=""):
+    for name, value in nested.items():
+        yield from _flat(value, f"{prefix}{name}_") if isinstance(value, dict) else [(prefix + name, value)]
 
 
 def _map(function, arrays):

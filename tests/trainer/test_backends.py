@@ -20,7 +20,7 @@ from trainer.models import registry
 from trainer.models.registry import build_model
 from transform.spec_training import Model
 
-pytest.importorskip("jax", reason="JAX is not in .venv: TFX's versions leave no room for it. `make test-newest` has it")
+pytest.importorskip("jax", reason="Stack A leaves no room for JAX: `make test-other` has it")
 
 TOLERANCE = 3e-5  # of an array's largest value,
 SMALL = 1e-3  # or of this part of the largest of all gradients: what is smaller is a difference of larger numbers

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 
-from trainer import training
+from trainer.course import Course
 from trainer.models.registry import build_model
 from trainer.training import EPOCH_METRICS, evaluate
 from transform import examples
 from transform.spec_training import EarlyStopping
+
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +56,14 @@ def test_the_model_has_the_best_epochs_weights(small, stopped):
         ("gauc", [NAN, NAN, 0.5, NAN, 0.5, 0.6], 2),
     ],
 )
-def test_patience_is_counted_from_the_best_epoch(small, few, tmp_path, monkeypatch, metric, values, best):
-    def scripted(*_):
-        other = dict.fromkeys(EPOCH_METRICS, 0.5)
-        return {"buy": {**other, metric: next(script)}, "save": other, "share": other}
-
-    script = iter(values)
-    monkeypatch.setattr(training, "evaluate", scripted)
-    stopping = EarlyStopping(task="buy", metric=metric, patience=2)
-    trained = run(small, tmp_path / "run", with_din(small.spec, epochs=9, early_stopping=stopping), few)
-    assert trained.best_epoch == best and len(trained.epochs) == best + 3
+def test_patience_is_counted_from_the_best_epoch(metric, values, best):
+    """Of a course alone; that a training ends with it is what `stopped` shows."""
+    course = Course(["buy", "save"], EarlyStopping(task="buy", metric=metric, patience=2))
+    other, script = dict.fromkeys(EPOCH_METRICS, 0.5), iter(values)
+    while not course.is_over:
+        is_best = course.add_epoch(0.5, {"buy": {**other, metric: next(script)}, "save": other})
+        assert is_best == (course.best_epoch == len(course.epochs) - 1)
+    assert course.best_epoch == best and len(course.epochs) == best + 3
 
 
 def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):

@@ -8,6 +8,8 @@ from trainer.models.registry import build_model
 from transform.columns import Column, EventSequence, ModelInputs
 from transform.spec_training import Model
 
+pytestmark = pytest.mark.slow
+
 K, D, H, N, FFN, L, U = 2, 8, 2, 3, 2, 2, 6
 ITEM = 5  # the width of an item's embedding, of which there are 7
 LONGEST = 9  # of the sequence

@@ -34,6 +34,7 @@ def test_they_are_kerass(seed):
     assert_same(run(*case, "fused"), run(*case, "reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["graph", "xla"])
 @pytest.mark.parametrize("seed", range(6))
 def test_ways_to_run_agree(seed, way):
@@ -47,6 +48,7 @@ def test_bfloat16_is_float32_rounded(seed):
     assert_same(run(*case, "fused"), run(*case, "reference"), "bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
     program = "import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
-from layer_checks import numpy, outputs_of, run_layer_test, spread_weights
+from layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
 
 import trainer.layers
 from trainer.layers.candidate_attention import CandidateAttention
@@ -27,10 +27,16 @@ from trainer.layers.target_attention import TargetAttention
 # === What holds for every layer ===
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_layer_is_sound(case):
     cls, settings, arguments, shape, options = CASES[case]
     run_layer_test(cls, settings, arguments, shape, **options)
+
+
+@pytest.mark.slow
+def test_all_layers_are_saved_and_exported():
+    run_saving_test({name: (case.cls, case.settings, case.arguments) for name, case in CASES.items()})
 
 
 def test_every_public_layer_has_a_case():

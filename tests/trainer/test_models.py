@@ -146,6 +146,7 @@ def test_requests_of_one_candidate(model):
     assert logits.shape == (3, 1, K) and np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_compiled_with_open_shapes_it_computes_the_same(model, jit_compile):
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), batch_of())
@@ -160,6 +161,7 @@ def score_in_chunks(model, batch, chunk):
     return model.score_in_chunks(cache, batch["context"], batch["candidates"], chunk)
 
 
+@pytest.mark.slow
 def test_chunks_of_a_list_are_scored_as_the_whole(model):
     for sizes in ([7, 2, 3], [1, 1, 1]):  # with chunks that are all padding
         batch = batch_of(candidates=sizes)
@@ -171,6 +173,7 @@ def test_chunks_of_a_list_are_scored_as_the_whole(model):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_chunks_are_compiled_with_open_shapes(model, jit_compile):
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), batch_of())

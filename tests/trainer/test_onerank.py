@@ -119,7 +119,7 @@ MASK_AFTER_SOFTMAX = edit(
 
 
 def made(inputs=INPUTS, **settings):
-    model = OneRank(inputs, **{"d": D, "layers": 3, "heads": HEADS, "ffn_ratio": 2, **settings})
+    model = OneRank(inputs, **{"d": D, "layers": 2, "heads": HEADS, "ffn_ratio": 2, **settings})
     model.call(empty_batch(inputs))  # not through Keras, which would trace a graph first
     spread_weights(model)
     return model
@@ -381,6 +381,7 @@ OF_NO_SEQUENCE = tuple(column for column in INPUTS.columns if column.group not i
 NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
 
 
+@pytest.mark.slow
 @fails_under(
     context_is_not_causal=NOT_CAUSAL,
     context_mask_dropped=CONTEXT_MASK_DROPPED,
@@ -415,7 +416,8 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
         (NO_SEQUENCES, [3, 1], [0, 0], {}),
         (NO_SEQUENCES, [1], [0], {}),
     ]:
-        model, batch = made(inputs, **settings), random_batch(candidates, events, inputs=inputs)
+        # a first block, a last one, and one between them
+        model, batch = made(inputs, layers=3, **settings), random_batch(candidates, events, inputs=inputs)
         context, mask = model._context_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
         features = {name: values for name, values in batch["candidates"].items() if name != "mask"}
         groups = model.candidate_tokenizer(model.embedding(features, group="candidate"))
@@ -541,6 +543,7 @@ def scored_in_chunks(model, batch, chunk):
     return numpy(model.score_in_chunks(cache, batch["context"], batch["candidates"], chunk))
 
 
+@pytest.mark.slow
 @fails_under(
     parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
     the_first_part_alone=edit(SummaryMerge.call, "if read.shape[1] == 1: -> if True:"),
@@ -618,6 +621,7 @@ def test_tasks_are_read_without_gradient_and_the_projections_learn_from_it():
             same(slope, expected, f"{variable.path} learns as if nothing were cut")
 
 
+@pytest.mark.slow
 @fails_under(cut_ignored=CUT_IGNORED, item_reads_its_tasks=ITEM_READS_TASKS, tasks_read_each_other=TASKS_TALK)
 def test_no_task_trains_the_channel_of_another():
     batch = random_batch([4, 4, 4], EVENTS)
@@ -628,7 +632,7 @@ def test_no_task_trains_the_channel_of_another():
         return np.abs(of_tasks).max(axis=-1)
 
     for visibility in ("cascade", "full"):
-        found = slopes(made(cross_task=visibility))
+        found = slopes(made(cross_task=visibility, layers=3))  # through an item's token, from the second block on
         assert (found[OTHERS] == 0).all(), f"{visibility}: gradient between tasks"
         assert (found.diagonal() > 1e-5).all(), "a task's own token learns"
     assert (slopes(made(detach=False))[np.tri(K, k=-1) > 0] > 1e-6).all(), "without the cut, there is some"
@@ -815,6 +819,8 @@ def test_the_temperature_is_learned_and_bounded():
 # === Twins ===
 
 
+@pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize(("check", "bug"), TWINS)
 def test_the_check_fails_under_the_bug(check, bug, monkeypatch):
     bug(monkeypatch)

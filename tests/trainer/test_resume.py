@@ -21,6 +21,8 @@ from trainer.training import Trained, train
 from transform.errors import PipelineError
 from transform.spec_training import EarlyStopping, Loss, Model, Optimizer
 
+pytestmark = pytest.mark.once
+
 MODEL = Model(name="din", d=8, hidden=[16], dropout=0.3, loss=Loss(infonce=0.3))
 STEPS = 16  # an epoch
 KILLS = [  # moment, and which one since the process began; checkpoints are written every 3 steps and after an epoch

@@ -58,6 +58,7 @@ def test_kernels_agree(kernel, seed):
     assert_same(run(*case, kernel), run(*case, "reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["graph", "xla"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", range(6))
@@ -73,6 +74,7 @@ def test_bfloat16_is_float32_rounded(kernel, seed):
     assert_same(run(*case, kernel), run(*case, "reference"), "bfloat16")
 
 
+@pytest.mark.slow
 @needs_fused
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
@@ -203,6 +205,7 @@ def test_a_saved_model_holds_the_kernel_it_was_traced_with(tmp_path):
         assert (b"OneRankAttention" in names) == (kernel == "fused")
 
 
+@pytest.mark.slow
 @needs_fused
 def test_xla_compiles_a_training_step_that_asks_for_the_fused_kernel():
     class Attend(keras.layers.Layer):

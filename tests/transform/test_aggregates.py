@@ -20,6 +20,8 @@ from transform.errors import DataError
 from transform.impressions import RequestExamples
 from transform.spec import RankingSpec
 
+pytestmark = pytest.mark.once
+
 DAY = 86_400_000
 START = 1_650_844_800_000  # 25 April 2022, 0:00 UTC
 REPOSITORY = Path(__file__).parents[2]

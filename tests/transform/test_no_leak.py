@@ -16,6 +16,8 @@ from transform.examples import raw_feature_spec, sequence_key
 from transform.features import to_batch, transformed_dtypes
 from transform.impressions import SPLITS, RequestExamples
 
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+
 OUTCOMES = ("bought", "saved", "shared", "dwell_ms")
 
 

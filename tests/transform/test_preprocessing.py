@@ -316,6 +316,7 @@ def test_beam_and_serving_compute_the_same(written):
             np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
+@pytest.mark.slow
 def test_columns_without_values_and_without_variance(tmp_path):
     spec = toy_spec(
         {
