@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.attention_shapes import Shape, attention_inputs, layer_inputs, visible
+from trainer.ops.attention.structured_attention import structured_attention
+from trainer.ops.attention.visibility import Context, Visibility
 from trainer.ops.kernels import use_kernels
-from trainer.ops.structured_attention import structured_attention
-from trainer.ops.visibility import Context, Visibility
 
 Tensors = dict[str, Any]
 

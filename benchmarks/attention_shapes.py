@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """A list of tokens beside a context; see `trainer.ops.visibility.Visibility`.
+    """A list of tokens beside a context; see `trainer.ops.attention.visibility.Visibility`.
 
     `backward` says whether training on it makes sense, so that gradients are measured.
     """

@@ -11,7 +11,7 @@ from keras import ops
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
 from trainer.models.base import Tensors
-from trainer.models.onerank import OneRank
+from trainer.models.onerank.model import OneRank
 
 
 class KerasAttentionBlock(keras.layers.Layer):

@@ -37,7 +37,7 @@ from rich.table import Table
 
 from transform.datasets.synthetic import write
 from transform.datasets.synthetic_draw import Sizes
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 NAME = "synthetic_conflict"
 SIZES = Sizes(train_requests=320, eval_requests=80, test_requests=400, users=60, items=40, past_events=10)
@@ -78,7 +78,7 @@ class Moment:
 _SHARDS = "apache_beam.io.filebasedsink:FileBasedSink.finalize_write"
 _PUBLISH = "tfx.orchestration.portable.launcher:Launcher._publish_successful_execution"
 _RESOLVED = "tfx.orchestration.portable.execution_publish_utils:publish_internal_execution"
-_STEP = "trainer.diagnostics:GradientProbe.before_step"
+_STEP = "trainer.training.gradient_probe:GradientProbe.before_step"
 _DONE = "all written, not yet published"
 MOMENTS = (  # in the order in which the components run: each start gets as far as the next one
     Moment("ImpressionExampleGen", "shards written, none in place", _SHARDS),
@@ -93,7 +93,7 @@ MOMENTS = (  # in the order in which the components run: each start gets as far 
     Moment("Transform", _DONE, _PUBLISH),
     Moment("Trainer", "before its first step", _STEP),
     Moment("Trainer", "first epoch, 2 steps after a checkpoint", _STEP, 9),
-    Moment("Trainer", "evaluation of the first epoch", "trainer.metrics:compute", 2),
+    Moment("Trainer", "evaluation of the first epoch", "trainer.metrics.ranking_metrics:compute", 2),
     Moment(
         "Trainer",
         "a checkpoint is written, not yet in place",
@@ -106,7 +106,11 @@ MOMENTS = (  # in the order in which the components run: each start gets as far 
     Moment("latest_blessed_model", "model found, not yet published", _RESOLVED),
     Moment("Evaluator", "shards written, not in place", _SHARDS),
     Moment("Evaluator", _DONE, _PUBLISH),
-    Moment("ServingValidator", "the server is up, all was asked", "tfx_pipeline.serving_validation:_replay_warmup"),
+    Moment(
+        "ServingValidator",
+        "the server is up, all was asked",
+        "tfx_pipeline.evaluation.serving_validation:_replay_warmup",
+    ),
     Moment("ServingValidator", _DONE, _PUBLISH),
     Moment("AtomicPusher", "two files copied", "tfx.dsl.io.fileio:copy", 3),
     Moment("AtomicPusher", "version in place, not yet published", _PUBLISH),
@@ -193,7 +197,7 @@ def run_to(moment: Moment, argv: list[str]) -> int:
     """Runs the pipeline in this process, which is killed at the moment."""
     from tfx.orchestration.portable.launcher import Launcher
 
-    from tfx_pipeline import local_runner
+    from tfx_pipeline.runners import local
 
     launch = Launcher.launch
 
@@ -205,7 +209,7 @@ def run_to(moment: Moment, argv: list[str]) -> int:
         return launch(launcher)
 
     Launcher.launch = armed
-    return local_runner.main(argv)
+    return local.main(argv)
 
 
 def _deadly(function: Callable[..., Any], moment: Moment) -> Callable[..., Any]:
@@ -225,7 +229,7 @@ def _deadly(function: Callable[..., Any], moment: Moment) -> Callable[..., Any]:
 
 def _start(spec: Path, output: Path, number: int | None) -> Row:
     """Starts the pipeline, to be killed at a moment or to come to its end."""
-    program = ["tfx_pipeline.local_runner"] if number is None else ["benchmarks.kill_matrix", "--moment", str(number)]
+    program = ["tfx_pipeline.runners.local"] if number is None else ["benchmarks.kill_matrix", "--moment", str(number)]
     arguments = ["--spec", str(spec), "--data", str(spec.parent / "data")]
     started = time.time()
     process = subprocess.run(
@@ -275,8 +279,8 @@ def _digest(content: Any) -> str:
 
 def _end_state(output: Path) -> dict[str, Any]:
     """What a run leaves, as far as it should not depend on interruptions."""
-    from tfx_pipeline.evaluation import load_failures, load_metrics
-    from tfx_pipeline.runs import RunReader
+    from tfx_pipeline.evaluation.eval_config import load_failures, load_metrics
+    from tfx_pipeline.metadata.runs import RunReader
 
     run = RunReader(str(output / "metadata" / f"{NAME}.db"), NAME).newest()
     folder = Path(run["Trainer"].output("model_run").uri)

@@ -34,17 +34,17 @@ from rich.table import Table
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
-from serving.export import load_spec
+from serving.export.exporter import load_spec
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.evaluation import load_metrics
-from tfx_pipeline.runs import ComponentRun, RunReader
-from trainer import metrics
-from transform import examples
+from tfx_pipeline.evaluation.eval_config import load_metrics
+from tfx_pipeline.metadata.runs import ComponentRun, RunReader
+from trainer.metrics import ranking_metrics
 from transform.errors import PipelineError, UserError
-from transform.impressions import SPLITS
-from transform.preprocessing import FIRST_MONDAY_MS, PERIODS_MS
-from transform.spec import RankingSpec
+from transform.features import request_example
+from transform.features.preprocessing import FIRST_MONDAY_MS, PERIODS_MS
+from transform.ingest.beam_requests import SPLITS
+from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc", "normalized_entropy")
 WIDTH_WITHOUT_TERMINAL = 160
@@ -200,16 +200,16 @@ def read_rows(spec: RankingSpec, folder: str) -> Candidates:
     requests: list[str] = []
     files = sorted(tf.io.gfile.glob(os.path.join(folder, "*.gz")))
     for record in tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator():
-        request = examples.decode(record)
-        count = request[examples.CANDIDATE_COUNT][0]
-        requests += request[examples.REQUEST_ID] * count
+        request = request_example.decode(record)
+        count = request[request_example.CANDIDATE_COUNT][0]
+        requests += request[request_example.REQUEST_ID] * count
         for task in spec.task_names:
-            labels[task] += request[examples.label_key(task)]
-            masks[task] += request[examples.mask_key(task)]
+            labels[task] += request[request_example.label_key(task)]
+            masks[task] += request[request_example.mask_key(task)]
         for group, feature in spec.feature_groups():
             column = request[feature.name]
             if feature.type == "categorical_set":
-                column = _sets(column, request[examples.length_key(feature.name)])
+                column = _sets(column, request[request_example.length_key(feature.name)])
             values[feature.name] += column if group == "candidate" else column * count
     return Candidates(values, _arrays(labels), _arrays(masks), np.array(requests))
 
@@ -302,13 +302,13 @@ def evaluate_task(
     for ids, groups in ID_GROUPS.items():
         kept = np.array([column.id_group in (None, *groups) for column in columns])
         booster = fit(task, columns, kept, inputs, splits, {"num_threads": threads, "seed": seed})
-        auc = metrics.compute("auc", score(booster, kept, inputs["eval"], task, splits["eval"]))
+        auc = ranking_metrics.compute("auc", score(booster, kept, inputs["eval"], task, splits["eval"]))
         fitted[ids] = auc, booster, kept
     chosen = max(fitted, key=lambda ids: np.nan_to_num(fitted[ids][0]))
     _, booster, kept = fitted[chosen]
     rows = score(booster, kept, inputs["test"], task, splits["test"])
     return {
-        **{name: float(metrics.compute(name, rows)) for name in METRICS},
+        **{name: float(ranking_metrics.compute(name, rows)) for name in METRICS},
         "auc_error": auc_error(rows),
         "ids": chosen,
         "rounds": booster.best_iteration,
@@ -343,16 +343,18 @@ def fit(
 
 def score(
     booster: lightgbm.Booster, kept: np.ndarray, matrix: np.ndarray, task: str, candidates: Candidates
-) -> metrics.Rows:
+) -> ranking_metrics.Rows:
     """Labels, probabilities and requests of the rows that have a label."""
     probabilities = booster.predict(matrix[:, kept])
-    return metrics.Rows.observed(candidates.labels[task], probabilities, candidates.requests, candidates.masks[task])
+    return ranking_metrics.Rows.observed(
+        candidates.labels[task], probabilities, candidates.requests, candidates.masks[task]
+    )
 
 
-def auc_error(rows: metrics.Rows) -> float:
+def auc_error(rows: ranking_metrics.Rows) -> float:
     """The standard error of an AUC on this many rows: Hanley and McNeil 1982."""
-    auc = metrics.compute("auc", rows)
-    positives = metrics.positive_count(rows.labels)
+    auc = ranking_metrics.compute("auc", rows)
+    positives = ranking_metrics.positive_count(rows.labels)
     negatives = len(rows) - positives
     of_positives = (positives - 1) * (auc / (2 - auc) - auc**2)
     of_negatives = (negatives - 1) * (2 * auc**2 / (1 + auc) - auc**2)

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.load_versions import LoadVersions
 from serving.client import Ranker
 from serving.client.errors import RankingError
-from serving.example_request import client_request
+from serving.tools.example_request import client_request
 
 TOLERANCE = 1e-5
 DEADLINE = 60.0  # seconds, which a restart of the server fits into

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.prepare import Prepared
 from benchmarks.serving_requests import export, random_model
-from serving.raw_inputs import raw_values
-from serving.signatures import RANK
-from transform.spec import RankingSpec
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import RANK
+from transform.ingest.prepare import Prepared
+from transform.spec.ranking_spec import RankingSpec
 
 MODELS = 3
 FAR = 0.1  # the standard deviation of their weights

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.metrics import Rows, compute
-from transform.spec import RankingSpec
+from trainer.metrics.ranking_metrics import Rows, compute
+from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc")
 SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own, as in Baselines

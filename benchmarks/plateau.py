@@ -24,15 +24,15 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prepare import Prepared, prepare
 from benchmarks.quality import WIDTH_WITHOUT_TERMINAL, load_variants, versions
-from trainer import metrics
+from trainer.metrics import ranking_metrics
 from trainer.models.registry import build_model
-from trainer.training import Optimizers, build_loss, make_train_step, start_at_base_rates
-from transform.batches import count_labels, request_batches
+from trainer.training.trainer import Optimizers, build_loss, make_train_step, start_at_base_rates
 from transform.datasets.synthetic import write
 from transform.errors import UserError
-from transform.spec import RankingSpec
+from transform.features.batching import count_labels, request_batches
+from transform.ingest.prepare import Prepared, prepare
+from transform.spec.ranking_spec import RankingSpec
 
 LEFT_BELOW = 0.99  # normalised entropy
 EVERY_STEPS = 10
@@ -110,10 +110,10 @@ def _normalized_entropy(model: Any, batch: dict, targets: dict) -> list[float]:
     labels, there = targets["labels"].numpy(), targets["mask"].numpy()
     groups = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape[:2])
     rows = [
-        metrics.Rows.observed(*(a.ravel() for a in (labels[..., k], scores[..., k], groups, there[..., k])))
+        ranking_metrics.Rows.observed(*(a.ravel() for a in (labels[..., k], scores[..., k], groups, there[..., k])))
         for k in range(labels.shape[-1])
     ]
-    return [float(metrics.compute("normalized_entropy", of_task)) for of_task in rows]
+    return [float(ranking_metrics.compute("normalized_entropy", of_task)) for of_task in rows]
 
 
 def print_table(spec: RankingSpec, found: dict[str, list[dict[str, Any]]], steps: int, console: Console) -> None:

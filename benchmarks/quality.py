@@ -27,16 +27,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prepare import Prepared, prepare
-from tfx_pipeline.code_version import code_version
-from trainer import metrics
-from trainer.flops import batch_cost, request_flops
-from trainer.training import predict, train
-from transform.batches import count_labels
-from transform.columns import ModelInputs
+from tfx_pipeline.metadata.code_version import code_version
+from trainer.metrics import ranking_metrics
+from trainer.training.cost import batch_cost, request_flops
+from trainer.training.trainer import predict, train
 from transform.errors import SpecError, UserError
-from transform.spec import RankingSpec
-from transform.spec_training import Model
+from transform.features.batching import count_labels
+from transform.features.model_inputs import ModelInputs
+from transform.ingest.prepare import Prepared, prepare
+from transform.spec.model_sections import Model
+from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc")
 VARIANT_KEYS = {"model", "training", "alone", "lightgbm", "aggregates"}
@@ -184,7 +184,7 @@ def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder
     candidates = round(counts.candidates / counts.requests)
     rows = predict(spec, trained.model, files["test"])
     return {
-        "tasks": {task: {name: float(metrics.compute(name, rows[task])) for name in METRICS} for task in tasks},
+        "tasks": {task: {name: float(ranking_metrics.compute(name, rows[task])) for name in METRICS} for task in tasks},
         "eval": {task: trained.epochs[trained.best_epoch]["eval"][task]["auc"] for task in tasks},
         "best_epoch": trained.best_epoch,
         "parameters": trained.model.count_params(),

@@ -16,12 +16,12 @@ prepare_environment()
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prepare import Prepared, prepare
 from benchmarks.quality import WIDTH_WITHOUT_TERMINAL, for_task
-from trainer.diagnostics import SeesawRow, seesaw, write_seesaw
-from trainer.training import evaluate, train
+from trainer.training.gradient_probe import SeesawRow, seesaw, write_seesaw
+from trainer.training.trainer import evaluate, train
 from transform.errors import UserError
-from transform.spec import RankingSpec
+from transform.ingest.prepare import Prepared, prepare
+from transform.spec.ranking_spec import RankingSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:

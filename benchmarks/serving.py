@@ -28,18 +28,18 @@ import tensorflow as tf
 
 from benchmarks import load, measure, serving_skew
 from benchmarks.measure import Ratio, Times
-from benchmarks.prepare import Prepared, add_arguments, prepare
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import export, joined, random_model, sized
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
-from serving.raw_inputs import raw_values
-from serving.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
-from transform import examples
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
 from transform.errors import UserError
-from transform.spec import RankingSpec
-from transform.spec_training import Model, Serving
+from transform.features import request_example
+from transform.ingest.prepare import Prepared, add_arguments, prepare
+from transform.spec.model_sections import Model, Serving
+from transform.spec.ranking_spec import RankingSpec
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -129,7 +129,7 @@ def measure_all(prepared: Prepared, sizes: Sizes, threads: int, folder: Path, mo
     request = joined(served.spec, _records(served, JOINED))
     warm_up = sized(served.spec, request, sizes.history, OVERHEAD)
     path = folder / NAME / "1"
-    export(served, random_model(served, FAR), path, [examples.encode(warm_up).SerializeToString()])
+    export(served, random_model(served, FAR), path, [request_example.encode(warm_up).SerializeToString()])
     direct = Direct(served.spec, path)
     inputs = raw_values(served.spec, warm_up)
     direct.warm_up(inputs)
@@ -203,7 +203,7 @@ class Direct:
     def repeated(self, raw: Mapping[str, np.ndarray]) -> Callable[[], list[dict[str, tf.Tensor]]]:
         """A call that scores a request's candidates as if each were a request of its own, `ROWS` in a call."""
         features = {feature.name for feature in self.spec.candidate_features()}
-        n = int(raw[examples.CANDIDATE_COUNT][0])
+        n = int(raw[request_example.CANDIDATE_COUNT][0])
         calls = []
         for start in range(0, n, ROWS):
             rows = min(ROWS, n - start)
@@ -213,7 +213,7 @@ class Direct:
                 else np.repeat(values, rows, axis=0)
                 for key, values in raw.items()
             }
-            calls.append(self.bind(RANK, {**chunk, examples.CANDIDATE_COUNT: np.ones(rows, np.int64)}))
+            calls.append(self.bind(RANK, {**chunk, request_example.CANDIDATE_COUNT: np.ones(rows, np.int64)}))
         return lambda: [call() for call in calls]
 
 
@@ -274,7 +274,7 @@ def measure_server(
     """Rows of one request through the server, and under load; and the most requests a second."""
     transports = {"gRPC": GrpcTransport(server.addresses["grpc"]), "REST": RestTransport(server.addresses["http"])}
     asks = {way: _asks(transport, inputs) for way, transport in transports.items()}
-    n = int(inputs[examples.CANDIDATE_COUNT][0])
+    n = int(inputs[request_example.CANDIDATE_COUNT][0])
     runs: dict[Key, Clocked] = {(n, RANK): Clocked(direct.bind(RANK, inputs))}
     runs |= {(n, way): Clocked(ask, lambda: server.cpu_seconds) for way, ask in asks.items()}
     rows = _rows(sizes.history, runs, measure.interleaved(runs, sizes.rounds, sizes.seconds))

@@ -29,11 +29,11 @@ import tensorflow as tf
 from benchmarks import load, measure
 from benchmarks.load_clients import DEADLINE, Answer, LoadClients, faults
 from benchmarks.load_versions import LoadVersions
-from benchmarks.prepare import Prepared, add_arguments, prepare
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import joined, sized
 from transform.errors import UserError
-from transform.spec import RankingSpec
+from transform.ingest.prepare import Prepared, add_arguments, prepare
+from transform.spec.ranking_spec import RankingSpec
 
 Row = dict[str, Any]
 

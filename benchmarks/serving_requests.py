@@ -10,15 +10,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.prepare import Prepared
-from serving.export import export_model
-from serving.raw_inputs import sequence_keys
-from serving.warmup import with_candidates
+from serving.export.exporter import export_model
+from serving.export.raw_inputs import sequence_keys
+from serving.export.warmup_requests import with_candidates
 from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
-from transform import examples
-from transform.spec import RankingSpec
-from transform.transform_graph import TransformGraph
+from transform.features import request_example
+from transform.features.transform_graph import TransformGraph
+from transform.ingest.prepare import Prepared
+from transform.spec.ranking_spec import RankingSpec
 
 Lists = Mapping[str, list[Any]]
 
@@ -27,15 +27,15 @@ Lists = Mapping[str, list[Any]]
 
 def joined(spec: RankingSpec, requests: Sequence[bytes]) -> dict[str, list[Any]]:
     """One request: user and context of the first of some request examples, events and candidates of all."""
-    decoded = [examples.decode(request) for request in requests]
+    decoded = [request_example.decode(request) for request in requests]
     keys = [key for sequence in spec.sequences for key in sequence_keys(sequence)]
     for feature in spec.candidate_features():
         keys.append(feature.name)
         if feature.type == "categorical_set":
-            keys.append(examples.length_key(feature.name))
+            keys.append(request_example.length_key(feature.name))
     lists = {key: [value for values in decoded for value in values.get(key, ())] for key in keys}
-    count = sum(values[examples.CANDIDATE_COUNT][0] for values in decoded)
-    return {**decoded[0], **lists, examples.CANDIDATE_COUNT: [count]}
+    count = sum(values[request_example.CANDIDATE_COUNT][0] for values in decoded)
+    return {**decoded[0], **lists, request_example.CANDIDATE_COUNT: [count]}
 
 
 def sized(spec: RankingSpec, request: Lists, events: int, candidates: int) -> dict[str, list[Any]]:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.prepare import Prepared
 from serving.client import Ranker
-from serving.example_request import client_request
-from serving.raw_inputs import raw_values
-from serving.signatures import CANDIDATE_MASK, ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT, SCORE, SERVING_DEFAULT
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import CANDIDATE_MASK, ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT, SCORE, SERVING_DEFAULT
+from serving.tools.example_request import client_request
 from trainer.models.base import RankingModel
-from transform import examples
-from transform.features import parse_transformed, to_batch
-from transform.spec import RankingSpec
+from transform.features import request_example
+from transform.features.dataset import parse_transformed, to_batch
+from transform.ingest.prepare import Prepared
+from transform.spec.ranking_spec import RankingSpec
 
 BATCH = 64
 CHUNK = 2  # candidates, so that requests of few have parts
@@ -76,7 +76,7 @@ def _pairs(prepared: Prepared, most: int) -> tuple[list[bytes], list[bytes]]:
 
     def read(kind: str) -> Iterator[tuple[str, bytes]]:
         for record in tf.data.TFRecordDataset(prepared.files(kind, "test"), "GZIP").as_numpy_iterator():
-            ids = tf.train.Example.FromString(record).features.feature[examples.REQUEST_ID]
+            ids = tf.train.Example.FromString(record).features.feature[request_example.REQUEST_ID]
             yield ids.bytes_list.value[0], record
 
     transformed = defaultdict(list)
@@ -112,12 +112,12 @@ def _serving_default(spec: RankingSpec, signatures: Any, raw: Sequence[bytes]) -
 
 def _in_steps(spec: RankingSpec, signatures: Any, request: bytes, names: Sequence[str]) -> np.ndarray:
     """The last signature's answer; it gets the answers of those before it."""
-    values = examples.decode(request)
+    values = request_example.decode(request)
     tensors: dict[str, Any] = raw_values(spec, values)
     for name in names:
         inputs = signatures[name].structured_input_signature[1]
         tensors |= signatures[name](**{key: tf.constant(tensors[key]) for key in inputs})
-    return _stacked(spec, tensors)[0, : values[examples.CANDIDATE_COUNT][0]]
+    return _stacked(spec, tensors)[0, : values[request_example.CANDIDATE_COUNT][0]]
 
 
 def _asked(
@@ -127,7 +127,7 @@ def _asked(
     found = []
     with Ranker(address, name, deadline=60, refresh=3600, **options) as ranker:
         for number, request in enumerate(raw):
-            arguments = client_request(spec, examples.decode(request))
+            arguments = client_request(spec, request_example.decode(request))
             if keep:
                 arguments |= {"user_key": str(number), "history_version": 1}
                 ranker.rank(**arguments)

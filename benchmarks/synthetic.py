@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.oracle import oracle, popularity
-from benchmarks.prepare import prepare
 from benchmarks.quality import METRICS, WIDTH_WITHOUT_TERMINAL, load_variants, run_all, versions
 from transform.datasets.synthetic import write
 from transform.datasets.synthetic_truth import SCENARIOS
 from transform.errors import UserError
-from transform.spec import RankingSpec
+from transform.ingest.prepare import prepare
+from transform.spec.ranking_spec import RankingSpec
 
 Metrics = Mapping[str, Mapping[str, float]]
 

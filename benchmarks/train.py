@@ -1,7 +1,8 @@
 """The training step of OneRank, and of the same model computed in other ways: `python -m benchmarks.train --help`.
 
 Steps run in turn, on one batch; processor seconds are compared. Speed is also given as a share of that of one large
-matrix product: useful operations (`trainer.flops`: contractions, of attention the pairs that see each other) a second.
+matrix product: useful operations (`trainer.training.cost`: contractions, of attention the pairs that see each other) a
+second.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ import tensorflow as tf
 from benchmarks import measure
 from benchmarks.keras_attention import KerasAttentionOneRank
 from benchmarks.measure import Ratio
-from benchmarks.prepare import add_arguments, prepare
-from trainer.epoch import Waiting
-from trainer.flops import batch_cost
-from trainer.layers.ranking_loss import RankingLoss
 from trainer.layers.token_dense import TokenDense
+from trainer.losses.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
-from trainer.models.onerank import OneRank
+from trainer.models.onerank.model import OneRank
 from trainer.models.registry import build_model
 from trainer.ops.fused import fused_attention, unavailable
 from trainer.ops.kernels import use_kernels
-from trainer.training import Optimizers, build_loss, make_train_step
-from transform.batches import count_labels, request_batches
-from transform.columns import Column, EventSequence, ModelInputs
+from trainer.training.cost import batch_cost
+from trainer.training.epoch import Waiting
+from trainer.training.trainer import Optimizers, build_loss, make_train_step
 from transform.errors import UserError
-from transform.spec import RankingSpec
-from transform.spec_training import Optimizer, Training
+from transform.features.batching import count_labels, request_batches
+from transform.features.model_inputs import Column, EventSequence, ModelInputs
+from transform.ingest.prepare import add_arguments, prepare
+from transform.spec.model_sections import Optimizer, Training
+from transform.spec.ranking_spec import RankingSpec
 
 Row = dict[str, Any]
 

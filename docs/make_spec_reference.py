@@ -14,9 +14,9 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from trainer.models.registry import registered_models
-from transform.spec import RankingSpec
-from transform.spec_sections import NAME_PATTERN
-from transform.spec_training import METRIC_PATTERN
+from transform.spec.data_sections import NAME_PATTERN
+from transform.spec.model_sections import METRIC_PATTERN
+from transform.spec.ranking_spec import RankingSpec
 
 PAGE = Path(__file__).with_name("spec.md")
 HEAD = """# The spec file, key by key

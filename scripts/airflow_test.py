@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-DAG_FILE = ROOT / "tfx_pipeline" / "airflow_dag.py"
+DAG_FILE = ROOT / "tfx_pipeline" / "runners" / "airflow" / "dag.py"
 SPEC, DATA = ROOT / "data" / "kuairand_mini.yaml", ROOT / "data" / "kuairand_pure_mini"
 SPLIT = {"by": "date", "date_format": "YYYYMMDD", "train": [-10, -3], "eval": [-2, -2], "test": [-1, 0]}
 REPORT_FILES = ("report.html", "model_card.json")
@@ -108,7 +108,7 @@ def check_pushed_model(folder: Path, date: str, scores: Path) -> int:
     if stored != expected:
         print(f"error: split {expected} should be in the pushed model.", file=sys.stderr)
         return 1
-    command = [sys.executable, "-m", "serving.predict", "--model", str(model), "--data", str(DATA)]
+    command = [sys.executable, "-m", "serving.tools.score_log", "--model", str(model), "--data", str(DATA)]
     done = subprocess.run([*command, "--output", str(scores)], check=False)
     if done.returncode:
         return done.returncode

@@ -21,7 +21,7 @@ import keras
 import pytest
 import small_problem
 
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 TIERS = ("slow", "server", "pipeline")
 TIER_OF_FIXTURE = {  # what makes them takes seconds: a test that asks for one is no fast one
@@ -90,7 +90,7 @@ class Small:
     transform_output: Any
 
     def inputs(self) -> Any:
-        from transform.columns import ModelInputs
+        from transform.features.model_inputs import ModelInputs
 
         return ModelInputs.from_spec(self.spec, self.transform_output.vocabulary_size_by_name)
 
@@ -135,8 +135,8 @@ def small_counting(shared: Shared) -> Small:
 
 
 def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
-    from benchmarks.prepare import prepare
-    from transform.impressions import SPLITS
+    from transform.ingest.beam_requests import SPLITS
+    from transform.ingest.prepare import prepare
 
     def prepared_in(folder: Path) -> Any:
         return prepare(RankingSpec.load(folder / "small.yaml"), folder / "data", folder)
@@ -191,8 +191,8 @@ def served_counting(small_counting: Small, shared: Shared) -> Served:
 def _served(small: Small, shared: Shared, name: str) -> Served:
     import tensorflow as tf
 
-    from serving.export import export_model
-    from transform.transform_graph import TransformGraph
+    from serving.export.exporter import export_model
+    from transform.features.transform_graph import TransformGraph
 
     serving = small.spec.serving.model_copy(update={"max_candidates": 40, "warmup_candidates": (1, 7)})
     spec = small.spec.model_copy(update={"serving": serving})

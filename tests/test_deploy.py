@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import repository
 
-from serving.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, SERVED_FROM
+from serving.tools.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, SERVED_FROM
 
 DEPLOY = repository() / "deploy"
 FILES = sorted(DEPLOY.rglob("*.y*ml"))

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from docs import make_spec_reference
-from trainer.models.onerank import OneRank
+from trainer.models.onerank.model import OneRank
 from trainer.models.registry import find_model, registered_models
 from transform.errors import SpecError
-from transform.spec import RankingSpec
-from transform.spec_training import Loss, Model, Training
+from transform.spec.model_sections import Loss, Model, Training
+from transform.spec.ranking_spec import RankingSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

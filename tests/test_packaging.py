@@ -27,7 +27,7 @@ PROGRAM = """
 import logging
 logging.basicConfig(level="INFO")
 import tensorflow as tf
-from trainer.ops.structured_attention import structured_attention
+from trainer.ops.attention.structured_attention import structured_attention
 print(structured_attention(*[tf.ones((1, 1, 4, 8))] * 3).numpy().min(), tf.__file__)
 """
 
@@ -227,11 +227,20 @@ def test_what_is_looked_for_is_what_the_extras_declare(metadata):
 @pytest.mark.parametrize(
     ("extra", "modules"),
     [
-        ("", ["transform.spec", "transform.datasets.*"]),
+        ("", ["transform.spec.ranking_spec", "transform.datasets.*"]),
         ("client", ["serving.client.__main__"]),
         ("redis", ["serving.client.redis_context_cache"]),
         ("serving", ["serving.server.*", "serving.client.grpc_transport"]),
-        ("train", ["transform.*", "trainer.*", "serving.predict", "serving.example_request", "serving.server_config"]),
+        (
+            "train",
+            [
+                "transform.*",
+                "trainer.*",
+                "serving.tools.score_log",
+                "serving.tools.example_request",
+                "serving.tools.server_config",
+            ],
+        ),
         ("tfx", ["tfx_pipeline.*"]),
     ],
 )
@@ -242,11 +251,11 @@ def test_an_extra_has_all_that_its_part_imports(environments, extra, modules, tm
 @pytest.mark.parametrize(
     ("module", "extra"),
     [
-        ("tfx_pipeline.local_runner", "tfx"),
+        ("tfx_pipeline.runners.local", "tfx"),
         ("serving.server", "serving"),
         ("serving.client", "client"),
-        ("serving.predict", "train"),
-        ("transform.aggregates", "train"),
+        ("serving.tools.score_log", "train"),
+        ("transform.ingest.aggregates.export", "train"),
     ],
 )
 def test_a_program_without_its_extra_says_so_in_a_line(environments, module, extra, tmp_path):

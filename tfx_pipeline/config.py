@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 from tfx.types import BaseChannel, Channel, standard_artifacts
 from tfx.v1.components import Evaluator, ExampleValidator, StatisticsGen, Trainer, Transform
 
-from tfx_pipeline.code_version import code_version
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusher
 from tfx_pipeline.components.baselines import Baselines
@@ -19,31 +18,32 @@ from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
 from tfx_pipeline.components.serving_validator import ServingValidator
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.evaluation import eval_config
-from tfx_pipeline.modules import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
-from tfx_pipeline.runs import RESOLVER_ID
+from tfx_pipeline.evaluation.eval_config import eval_config
+from tfx_pipeline.metadata.code_version import code_version
+from tfx_pipeline.metadata.runs import RESOLVER_ID
+from tfx_pipeline.tfx_functions import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from trainer.models.registry import build_model
-from trainer.training import check_settings
-from transform.columns import ModelInputs
-from transform.examples import raw_schema
-from transform.spec import RankingSpec
+from trainer.training.trainer import check_settings
+from transform.features.model_inputs import ModelInputs
+from transform.features.request_example import raw_schema
+from transform.spec.ranking_spec import RankingSpec
 
 DATA_CODE = ("transform", "tfx_pipeline.components.impression_example_gen")
-TRANSFORM_CODE = ("transform", "tfx_pipeline.modules")
+TRANSFORM_CODE = ("transform", "tfx_pipeline.tfx_functions")
 EXPORT_CODE = tuple(
     f"serving.{name}" for name in ("carried", "checks", "export", "model_files", "raw_inputs", "signatures", "warmup")
 )
-TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.modules")
+TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.tfx_functions")
 SERVING_CODE = (
     *("transform", "trainer", "serving"),
-    *("tfx_pipeline.serving_validation", "tfx_pipeline.components.serving_validator"),
+    *("tfx_pipeline.evaluation.serving_validation", "tfx_pipeline.components.serving_validator"),
 )
 EVALUATION_CODE = (
-    "trainer.metrics",
-    "tfx_pipeline.evaluation",
-    "tfx_pipeline.extractors",
-    "tfx_pipeline.tfma_metrics",
-    "tfx_pipeline.tfma_plots",
+    "trainer.metrics.ranking_metrics",
+    "tfx_pipeline.evaluation.eval_config",
+    "tfx_pipeline.evaluation.extractors",
+    "tfx_pipeline.evaluation.tfma_metrics",
+    "tfx_pipeline.evaluation.tfma_plots",
 )
 
 
@@ -79,13 +79,13 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     transform = Transform(
         examples=examples,
         schema=schema,
-        preprocessing_fn="tfx_pipeline.modules.preprocessing_fn",
+        preprocessing_fn="tfx_pipeline.tfx_functions.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
         custom_config={SPEC_KEY: data_json, CODE_KEY: code_version(*TRANSFORM_CODE)},
     )
     transform.add_upstream_node(gate)
     trainer = Trainer(
-        run_fn="tfx_pipeline.modules.run_fn",
+        run_fn="tfx_pipeline.tfx_functions.run_fn",
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
         schema=schema,
@@ -105,10 +105,12 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         schema=schema,
         eval_config=eval_config(spec, code_version(*EVALUATION_CODE)),
         example_splits=["test"],
-        module_path="tfx_pipeline.extractors",
+        module_path="tfx_pipeline.evaluation.extractors",
     )
     baselines = Baselines(
-        examples=examples, spec=data_json, code=code_version("tfx_pipeline.components.baselines", "trainer.metrics")
+        examples=examples,
+        spec=data_json,
+        code=code_version("tfx_pipeline.components.baselines", "trainer.metrics.ranking_metrics"),
     )
     serving_validator = None
     if spec.evaluation.served_requests:

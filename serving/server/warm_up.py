@@ -7,7 +7,7 @@ import os
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
+from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.server.loaded_version import LoadedVersion
 from serving.server.options import ServerOptions
 from serving.server.tensors import inputs_of

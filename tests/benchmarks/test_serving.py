@@ -17,10 +17,10 @@ from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import joined, sized
 from serving.client import RankingUnavailable
 from serving.client.ranking import Ranking
-from serving.example_request import client_request
-from serving.raw_inputs import raw_values
-from serving.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
-from transform import examples
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
+from serving.tools.example_request import client_request
+from transform.features import request_example
 
 SIZES = replace(serving.QUICK, candidates={5: (2, 3)}, repeated=(3,), history=5, rounds=2, seconds=0.4)
 
@@ -67,7 +67,7 @@ def _alone(spec, request_of):
     for n in range(7):
         of_one = {f.name: request[f.name][n : n + 1] for f in spec.candidate_features() if f.name != "tags"}
         tags = {"tags": request["tags"][ends[n] : ends[n + 1]], "tags_length": request["tags_length"][n : n + 1]}
-        yield {**request, **of_one, **tags, examples.CANDIDATE_COUNT: [1]}
+        yield {**request, **of_one, **tags, request_example.CANDIDATE_COUNT: [1]}
 
 
 @pytest.mark.server

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from transform import examples
-from transform.examples import sequence_key
+from transform.features import request_example
+from transform.features.request_example import sequence_key
 
 
 def request_examples(small) -> list[bytes]:
@@ -15,10 +15,10 @@ def request_examples(small) -> list[bytes]:
 
 def raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str, np.ndarray]:
     """The inputs of `rank` as a client would build them: padded lists, with lengths beside them."""
-    decoded = [examples.decode(request) for request in requests]
-    dtypes = examples.input_dtypes(spec)
-    raw = {examples.CANDIDATE_COUNT: np.array([v[examples.CANDIDATE_COUNT][0] for v in decoded], "int64")}
-    n = max(raw[examples.CANDIDATE_COUNT]) + extra_padding
+    decoded = [request_example.decode(request) for request in requests]
+    dtypes = request_example.input_dtypes(spec)
+    raw = {request_example.CANDIDATE_COUNT: np.array([v[request_example.CANDIDATE_COUNT][0] for v in decoded], "int64")}
+    n = max(raw[request_example.CANDIDATE_COUNT]) + extra_padding
 
     def padded(lists: list[list], size: int, dtype: tf.DType) -> np.ndarray:
         filler = "" if dtype == tf.string else 0
@@ -37,7 +37,7 @@ def raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str,
         parts = (*sequence.features, *sequence.feedback)
         lists = {part: [values[sequence_key(sequence.name, part)] for values in decoded] for part in parts}
         lengths = [len(values) for values in lists[parts[0]]]
-        raw[examples.length_key(sequence.name)] = np.array(lengths, "int64")
+        raw[request_example.length_key(sequence.name)] = np.array(lengths, "int64")
         for part in parts:
             key = sequence_key(sequence.name, part)
             raw[key] = padded(lists[part], max(lengths) + extra_padding, dtypes[key])
@@ -45,17 +45,17 @@ def raw_inputs(spec, requests: list[bytes], extra_padding: int = 0) -> dict[str,
 
 
 def _padded_sets(decoded: list[dict], name: str, n: int) -> np.ndarray:
-    widest = max((length for values in decoded for length in values[examples.length_key(name)]), default=0)
+    widest = max((length for values in decoded for length in values[request_example.length_key(name)]), default=0)
     sets = np.full((len(decoded), n, widest), "", object)
     for row, values in enumerate(decoded):
         members = iter(values[name])
-        for column, length in enumerate(values[examples.length_key(name)]):
+        for column, length in enumerate(values[request_example.length_key(name)]):
             sets[row, column, :length] = [next(members) for _ in range(length)]
     return sets
 
 
 def constants(spec, raw: dict[str, np.ndarray], keys) -> dict[str, tf.Tensor]:
-    dtypes = examples.input_dtypes(spec)
+    dtypes = request_example.input_dtypes(spec)
     return {
         key: tf.constant(
             raw[key].tolist() if raw[key].dtype == object else raw[key], _dtype(dtypes, key), raw[key].shape
@@ -70,11 +70,11 @@ def _dtype(dtypes, key):
 
 def joined_request(spec, requests: list[bytes]) -> dict[str, list]:
     """The first request, with the candidates of all."""
-    decoded = [examples.decode(request) for request in requests]
+    decoded = [request_example.decode(request) for request in requests]
     keys = [feature.name for feature in spec.candidate_features()]
-    keys += [examples.length_key(f.name) for f in spec.candidate_features() if f.type == "categorical_set"]
+    keys += [request_example.length_key(f.name) for f in spec.candidate_features() if f.type == "categorical_set"]
     lists = {key: [value for values in decoded for value in values[key]] for key in keys}
-    return {**decoded[0], **lists, examples.CANDIDATE_COUNT: [len(lists[keys[0]])]}
+    return {**decoded[0], **lists, request_example.CANDIDATE_COUNT: [len(lists[keys[0]])]}
 
 
 def call(function, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,13 +97,13 @@ def part_of(spec, raw: dict[str, np.ndarray], start: int, size: int, pad: bool =
             widths = [(0, 0), (0, size - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
             values = np.pad(values, widths, constant_values=filler)
         part[feature.name] = values
-    part[examples.CANDIDATE_COUNT] = np.clip(raw[examples.CANDIDATE_COUNT] - start, 0, size)
+    part[request_example.CANDIDATE_COUNT] = np.clip(raw[request_example.CANDIDATE_COUNT] - start, 0, size)
     return part
 
 
 def in_parts(spec, signatures, raw: dict[str, np.ndarray], size: int, pad: bool = False) -> dict[str, np.ndarray]:
     """What a client does with a list that is too long for one call."""
-    n = int(raw[examples.CANDIDATE_COUNT][0])
+    n = int(raw[request_example.CANDIDATE_COUNT][0])
     known = {**raw, **call(signatures["encode_context"], raw)}
     parts = [part_of(spec, known, start, size, pad) for start in range(0, n, size)]
     summarized = [call(signatures["summarize_candidates"], part) for part in parts]

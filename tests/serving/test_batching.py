@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from raw_requests import call, joined_request, part_of, request_examples
 
-from serving.raw_inputs import raw_values
+from serving.export.raw_inputs import raw_values
 
 TOLERANCE = 1e-5
 

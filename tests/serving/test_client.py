@@ -17,7 +17,6 @@ from fault_proxy import FaultProxy, QuietServer
 from tensorflow.core.framework import types_pb2
 from tiny_model import until
 
-from serving import signatures
 from serving.client import (
     ContextKey,
     Ranker,
@@ -28,10 +27,11 @@ from serving.client import (
 )
 from serving.client.__main__ import main
 from serving.client.redis_context_cache import RedisContextCache
-from serving.model_files import WARMUP_FILE
+from serving.export import signatures
+from serving.export.model_files import WARMUP_FILE
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
-from transform import examples
+from transform.features import request_example
 
 TOLERANCE = 1e-5
 MODEL = "small"
@@ -111,7 +111,7 @@ def serialized(small):
     requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
 
     def size(key):
-        return lambda request: len(examples.decode(request)[key])
+        return lambda request: len(request_example.decode(request)[key])
 
     return [max(requests, key=size("seen_item")), min(requests, key=size("seen_item")), max(requests, key=size("item"))]
 
@@ -123,7 +123,7 @@ def request_of_many(small, serialized):
 
 def as_request(spec, serialized, copies=1):
     """A request example as the arguments of `rank`, its candidates so often, each time with other numbers."""
-    values = examples.decode(serialized)
+    values = request_example.decode(serialized)
 
     def given(value):
         return None if value in ("", -1) or value != value else value
@@ -132,13 +132,13 @@ def as_request(spec, serialized, copies=1):
         row = {}
         for feature in spec.candidate_features():
             if feature.type == "categorical_set":
-                lengths = values[examples.length_key(feature.name)]
+                lengths = values[request_example.length_key(feature.name)]
                 row[feature.name] = values[feature.name][sum(lengths[:n]) : sum(lengths[: n + 1])]
             else:
                 row[feature.name] = given(values[feature.name][n])
         return {**row, "signal": row["signal"] + copy / 10}
 
-    count = values[examples.CANDIDATE_COUNT][0]
+    count = values[request_example.CANDIDATE_COUNT][0]
     single = {group: {} for group in ("user", "context")}
     for group, feature in spec.feature_groups():
         if group != "candidate":
@@ -146,7 +146,7 @@ def as_request(spec, serialized, copies=1):
     sequences = {}
     for sequence in spec.sequences:
         parts = (*sequence.features, *sequence.feedback)
-        columns = [map(given, values[examples.sequence_key(sequence.name, part)]) for part in parts]
+        columns = [map(given, values[request_example.sequence_key(sequence.name, part)]) for part in parts]
         sequences[sequence.name] = [dict(zip(parts, event, strict=True)) for event in zip(*columns, strict=True)]
     candidates = [candidate(n, copy) for copy in range(copies) for n in range(count)]
     return {**single, "sequences": sequences, "candidates": candidates}
@@ -173,8 +173,8 @@ def test_names_are_the_exporters():
     assert len(names) == 9
     for name in names:
         assert getattr(model_interface, name) == getattr(signatures, name)
-    assert model_interface.CANDIDATE_COUNT == examples.CANDIDATE_COUNT
-    assert examples.length_key("x") == "x" + model_interface.LENGTH_SUFFIX
+    assert model_interface.CANDIDATE_COUNT == request_example.CANDIDATE_COUNT
+    assert request_example.length_key("x") == "x" + model_interface.LENGTH_SUFFIX
 
 
 def test_scores_are_the_signatures_with_and_without_a_kept_context(small, models, server, ranker, serialized):

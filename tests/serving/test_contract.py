@@ -15,10 +15,10 @@ import tensorflow as tf
 from raw_requests import call, in_parts, in_two_steps, request_examples
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
-from serving.raw_inputs import raw_values
-from transform import examples
-from transform.batches import request_batches
+from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
+from serving.export.raw_inputs import raw_values
+from transform.features import request_example
+from transform.features.batching import request_batches
 
 TOLERANCE = 1e-5
 PROGRAM = """
@@ -97,7 +97,7 @@ def test_stock_tensorflow_answers_as_the_trainer_scores(small, served, tmp_path)
     call(recorded["serving_default"], {"examples": np.array(records, object)})
     call(recorded["transform_features"], {"examples": np.array(records[:3], object)})
     for record in records[:3]:
-        raw = raw_values(spec, examples.decode(record))
+        raw = raw_values(spec, request_example.decode(record))
         call(recorded["rank"], raw)
         in_two_steps(recorded, raw)
         in_parts(spec, recorded, raw, size=2, pad=True)

@@ -12,17 +12,17 @@ from raw_requests import call, in_two_steps, request_examples
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.carried import pack_cache, unpack_cache
-from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
-from serving.raw_inputs import raw_values
-from serving.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, write_server_config
-from serving.signatures import RankingSignatures
-from serving.warmup import warmup_requests
-from transform import examples
-from transform.batches import request_batches
+from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import RankingSignatures
+from serving.export.warmup_requests import warmup_requests
+from serving.export.wire_format import pack_cache, unpack_cache
+from serving.tools.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, write_server_config
 from transform.errors import DataError
-from transform.spec_training import Serving
-from transform.transform_graph import TransformGraph
+from transform.features import request_example
+from transform.features.batching import request_batches
+from transform.features.transform_graph import TransformGraph
+from transform.spec.model_sections import Serving
 
 # === Warm-up requests ===
 
@@ -41,7 +41,7 @@ def test_warm_up_requests_are_real_requests_of_the_asked_sizes(small, served):
     requests = logged(record.numpy() for record in tf.data.TFRecordDataset(path))
     signatures = {name for name, _ in requests}
     assert Counter(name for name, _ in requests) == {name: 2 for name in signatures}, "two sizes, of two users"
-    decoded = [examples.decode(record) for record in request_examples(small)[:2]]
+    decoded = [request_example.decode(record) for record in request_examples(small)[:2]]
     for _, inputs in requests:
         if "candidate_count" in inputs:
             assert inputs["candidate_count"][0] in (1, 7) and inputs["item"].shape == (1, inputs["candidate_count"][0])
@@ -82,7 +82,7 @@ def half(small):
 
 def test_a_cache_in_float16_is_scored_in_float32(small, half):
     _, signatures = half
-    raw = raw_values(small.spec, examples.decode(request_examples(small)[0]))
+    raw = raw_values(small.spec, request_example.decode(request_examples(small)[0]))
     cache = call(signatures["encode_context"], raw)
     assert {name: values.dtype.name for name, values in cache.items()} == {
         "cache_user": "float16",

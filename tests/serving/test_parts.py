@@ -5,10 +5,10 @@ import pytest
 from conftest import far_from_start
 from raw_requests import call, in_parts, in_two_steps, joined_request, part_of, request_examples
 
-from serving.raw_inputs import raw_values
-from serving.signatures import RankingSignatures
-from transform.spec_training import Model
-from transform.transform_graph import TransformGraph
+from serving.export.raw_inputs import raw_values
+from serving.export.signatures import RankingSignatures
+from transform.features.transform_graph import TransformGraph
+from transform.spec.model_sections import Model
 
 TOLERANCE = 1e-5
 N = 23

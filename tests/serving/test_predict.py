@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 from conftest import repository
 
-from serving import predict
-from transform import examples
+from serving.tools import score_log
+from transform.features import request_example
 
 LABELS = ("bought", "saved", "shared")
 TOLERANCE = 1e-5
@@ -49,7 +49,7 @@ def little_data_dir(small, tmp_path_factory) -> str:
 
 
 def score(model_dir, data_dir, output, *options):
-    return predict.main(["--model", model_dir, "--data", data_dir, "--output", str(output), *options])
+    return score_log.main(["--model", model_dir, "--data", data_dir, "--output", str(output), *options])
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def test_probabilities_are_those_of_the_serving_signature(small, served, table):
     scores = np.stack([answer[column].numpy() for column in columns], axis=-1)
     expected = {}
     for request, record in enumerate(records):
-        values = examples.decode(record)
+        values = request_example.decode(record)
         for n, item in enumerate(values["item"]):
-            key = (values[examples.REQUEST_ID][0], item)
+            key = (values[request_example.REQUEST_ID][0], item)
             expected.setdefault(key, []).append(scores[request, n].tolist())
     written = {}
     for row in table:
@@ -177,7 +177,7 @@ def test_from_the_shell_a_mistake_is_one_line_of_error(little_data_dir, tmp_path
     output = tmp_path / "scores.csv"
     arguments = ["--model", str(tmp_path / "no-model"), "--data", little_data_dir, "--output", str(output)]
     done = subprocess.run(
-        [sys.executable, "-m", "serving.predict", *arguments],
+        [sys.executable, "-m", "serving.tools.score_log", *arguments],
         cwd=repository(),
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
@@ -194,7 +194,7 @@ def test_from_the_shell_a_mistake_is_one_line_of_error(little_data_dir, tmp_path
 @pytest.fixture
 def loaded_before(monkeypatch, served):
     """The model is not read again, which takes longer than all else of what finds an output that can't be written."""
-    monkeypatch.setattr(predict.tf.saved_model, "load", lambda _: served.loaded)
+    monkeypatch.setattr(score_log.tf.saved_model, "load", lambda _: served.loaded)
 
 
 def test_an_output_that_can_not_be_written_is_refused(loaded_before, model_dir, little_data_dir, tmp_path, capsys):

@@ -8,8 +8,8 @@ from datetime import date
 import numpy as np
 import pytest
 
-from serving import predict
-from transform.aggregates import export_tables
+from serving.tools import score_log
+from transform.ingest.aggregates.export import export_tables
 
 pytestmark = pytest.mark.once
 
@@ -31,7 +31,7 @@ def table(small_counting, tmp_path_factory) -> str:
 
 def score(model_dir, data_dir, output, *options):
     arguments = ["--model", model_dir, "--data", str(data_dir), "--output", str(output), *options]
-    if predict.main(arguments):
+    if score_log.main(arguments):
         return None
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))

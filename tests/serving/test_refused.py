@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from raw_requests import call, joined_request, part_of, request_examples
 
-from serving.raw_inputs import raw_values
-from transform import examples
+from serving.export.raw_inputs import raw_values
+from transform.features import request_example
 
 MOST = 40
 
@@ -86,7 +86,7 @@ def test_parts_that_do_not_fit_are_refused(signatures, raw):
 
 def test_examples_that_do_not_fit_are_refused(small, signatures):
     request = joined_request(small.spec, request_examples(small)[3:9])
-    good = examples.encode(request).SerializeToString()
+    good = request_example.encode(request).SerializeToString()
     n = request["candidate_count"][0]
     candidates = {feature.name for feature in small.spec.candidate_features()} | {"tags_length"}
     cases = [
@@ -105,7 +105,7 @@ def test_examples_that_do_not_fit_are_refused(small, signatures):
     ]
     for signature in ("serving_default", "transform_features"):
         for change, said, numbers in cases:
-            bad = examples.encode({**request, **change}).SerializeToString()
+            bad = request_example.encode({**request, **change}).SerializeToString()
             message = refusal(signatures[signature], {"examples": np.array([good, bad, good], object)})
             assert said in message and message.endswith(numbers), (signature, said, message)
     assert len(call(signatures["serving_default"], {"examples": np.array([], object)})["score"]) == 0

@@ -30,7 +30,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
-from serving.model_files import WARMUP_FILE
+from serving.export.model_files import WARMUP_FILE
 from serving.server import __main__ as command
 from serving.server.batcher import _joined
 from serving.server.batching_parameters import BatchingParameters

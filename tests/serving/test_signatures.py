@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 from raw_requests import constants, raw_inputs, request_examples
 
-from serving.export import load_spec, newest_version
-from transform import examples
-from transform.batches import request_batches
+from serving.export.exporter import load_spec, newest_version
 from transform.errors import DataError
-from transform.examples import sequence_key
+from transform.features import request_example
+from transform.features.batching import request_batches
+from transform.features.request_example import sequence_key
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def _batches(requests: list[bytes]) -> Iterator[list[bytes]]:
 
 def _is_candidate_input(spec, key: str) -> bool:
     of_candidates = {feature.name for group, feature in spec.feature_groups() if group != "user"}
-    return key in of_candidates | {examples.CANDIDATE_COUNT}
+    return key in of_candidates | {request_example.CANDIDATE_COUNT}
 
 
 def _rank(small, signatures, batch, extra_padding=0):
@@ -127,11 +127,11 @@ def test_users_without_history_and_single_candidates(small, signatures):
     spec = small.spec
     raw = raw_inputs(spec, request_examples(small)[:4])
     for sequence in spec.sequences:
-        raw[examples.length_key(sequence.name)][:] = 0
+        raw[request_example.length_key(sequence.name)][:] = 0
         for part in (*sequence.features, *sequence.feedback):
             key = sequence_key(sequence.name, part)
             raw[key] = raw[key][:, :0]
-    raw[examples.CANDIDATE_COUNT][:] = 1
+    raw[request_example.CANDIDATE_COUNT][:] = 1
     for group, feature in spec.feature_groups():
         if group == "candidate":
             raw[feature.name] = raw[feature.name][:, :1]
@@ -145,9 +145,9 @@ def test_a_request_without_candidates_gets_no_scores_and_spoils_no_other(small, 
     empty = tf.train.Example.FromString(requests[0])
     for group, feature in small.spec.feature_groups():
         if group == "candidate":
-            for key in (feature.name, examples.length_key(feature.name)):
+            for key in (feature.name, request_example.length_key(feature.name)):
                 empty.features.feature.pop(key, None)
-    empty.features.feature[examples.CANDIDATE_COUNT].int64_list.value[0] = 0
+    empty.features.feature[request_example.CANDIDATE_COUNT].int64_list.value[0] = 0
     alone = signatures["serving_default"](examples=tf.constant([empty.SerializeToString()]))
     assert not alone["candidate_mask"].any() and not alone["score"].any()
     beside = signatures["serving_default"](examples=tf.constant([requests[1], empty.SerializeToString(), requests[2]]))

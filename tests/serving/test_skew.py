@@ -7,7 +7,7 @@ from conftest import far_from_start
 from tiny_model import NAME, serving
 
 from benchmarks import serving_skew
-from benchmarks.prepare import Prepared
+from transform.ingest.prepare import Prepared
 
 pytestmark = pytest.mark.server
 

@@ -3,11 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from serving.signatures import RankingSignatures
-from trainer.precision import computing_in
-from trainer.training import predict, train
-from transform.batches import request_batches
-from transform.transform_graph import TransformGraph
+from serving.export.signatures import RankingSignatures
+from trainer.training.precision import computing_in
+from trainer.training.trainer import predict, train
+from transform.features.batching import request_batches
+from transform.features.transform_graph import TransformGraph
 
 TOLERANCE = 1e-5
 SETTINGS = {

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.model_files import ASSETS_EXTRA, WARMUP_FILE
+from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
 

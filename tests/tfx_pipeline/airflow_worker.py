@@ -16,11 +16,11 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.orchestration import data_types, metadata
 from tfx.types import standard_artifacts
 
-from tfx_pipeline.airflow_launcher import AirflowComponentLauncher
-from tfx_pipeline.runs import RunReader
+from tfx_pipeline.metadata.runs import RunReader
+from tfx_pipeline.runners.airflow.launcher import AirflowComponentLauncher
 from transform.errors import DataError
 
-DAG_FILE = Path(__file__).parents[2] / "tfx_pipeline" / "airflow_dag.py"
+DAG_FILE = Path(__file__).parents[2] / "tfx_pipeline" / "runners" / "airflow" / "dag.py"
 
 
 def load_bags(variables: dict[str, str]) -> dict[str, dict]:

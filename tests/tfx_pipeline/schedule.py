@@ -21,7 +21,7 @@ from typing import Any
 import small_problem
 from conftest import repository
 
-from tfx_pipeline.runs import Run, RunReader
+from tfx_pipeline.metadata.runs import Run, RunReader
 
 SERVED = {**small_problem.SPEC["evaluation"], "served_requests": 20}
 UNSERVED = {**SERVED, "served_requests": 0}  # a server of its own takes its time
@@ -29,7 +29,7 @@ PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
 KILLED = """
 import sys
 from benchmarks.kill_matrix import Moment, run_to
-sys.exit(run_to(Moment("Trainer", "", "trainer.diagnostics:GradientProbe.before_step", 7), sys.argv[1:]))
+sys.exit(run_to(Moment("Trainer", "", "trainer.training.gradient_probe:GradientProbe.before_step", 7), sys.argv[1:]))
 """
 
 
@@ -60,18 +60,18 @@ class Start:
 
 def run(spec: Path, data: Path, output: Path, *extra: str) -> Start:
     """The local runner in this process, which imports TFX once."""
-    from tfx_pipeline import local_runner
+    from tfx_pipeline.runners import local
 
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        code = local_runner.main(_arguments(spec, data, output, *extra))
+        code = local.main(_arguments(spec, data, output, *extra))
     return Start(code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_from_shell(spec: Path, data: Path, output: Path, code: Path | None = None, program: str = "") -> Start:
     """The local runner, or a program that takes its arguments, in a process; the packages may lie in another folder."""
     root = code or repository()
-    command = [sys.executable, *(["-c", program] if program else ["-m", "tfx_pipeline.local_runner"])]
+    command = [sys.executable, *(["-c", program] if program else ["-m", "tfx_pipeline.runners.local"])]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(
         command + _arguments(spec, data, output), cwd=root, env=environment, capture_output=True, text=True, check=False

@@ -17,10 +17,10 @@ import pytest
 import small_problem
 from conftest import repository
 
-from tfx_pipeline.airflow_settings import AirflowSettings
-from tfx_pipeline.interrupted import clear_interrupted
+from tfx_pipeline.metadata.interrupted import clear_interrupted
+from tfx_pipeline.runners.airflow.settings import AirflowSettings
 from transform.errors import PipelineError
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 WORKER = Path(__file__).with_name("airflow_worker.py")
 DATE = "{{ (data_interval_end - macros.timedelta(days=1)) | ds }}"

@@ -20,8 +20,8 @@ import small_problem
 import yaml
 from conftest import repository
 
-from tfx_pipeline import local_runner
-from tfx_pipeline.run_lock import run_lock
+from tfx_pipeline.metadata.run_lock import run_lock
+from tfx_pipeline.runners import local
 
 FEW_USERS = {f"u{number}" for number in range(0, 40)}
 
@@ -45,7 +45,7 @@ class Workplace:
             writer.writerows(rows)
 
     def run(self):
-        return local_runner.main(self.arguments())
+        return local.main(self.arguments())
 
     def arguments(self):
         path = self.folder / "small.yaml"
@@ -184,7 +184,7 @@ def few_inputs(place):
 
 def vocabulary_above_its_limit(place):
     few_inputs(place)
-    place.stack.enter_context(mock.patch("transform.columns.LARGEST_VOCABULARY", 30))
+    place.stack.enter_context(mock.patch("transform.features.model_inputs.LARGEST_VOCABULARY", 30))
 
 
 def negative_weight(place):
@@ -264,7 +264,7 @@ def full_disk(place):
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", place.folder]).returncode:
         pytest.skip("no file system can be mounted here")
     os.makedirs(place.output)
-    command = [sys.executable, "-m", "tfx_pipeline.local_runner", *place.arguments()]
+    command = [sys.executable, "-m", "tfx_pipeline.runners.local", *place.arguments()]
     in_namespace = ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, place.output, *command]
     place.run = lambda: subprocess.run(in_namespace, cwd=repository()).returncode
     place.output += "-copied"

@@ -19,20 +19,20 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.types import standard_artifacts
 from tfx.utils.io_utils import SchemaReader
 
-from serving.model_files import ASSETS_EXTRA, SPEC_FILE
-from serving.server_config import MODELS_CONFIG
-from tfx_pipeline.code_version import code_version
+from serving.export.model_files import ASSETS_EXTRA, SPEC_FILE
+from serving.tools.server_config import MODELS_CONFIG
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import check_counts
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.pipeline import EXPORT_CODE, create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
-from transform.examples import raw_schema
-from transform.spec import RankingSpec
-from transform.spec_sections import Task
+from transform.features.request_example import raw_schema
+from transform.spec.data_sections import Task
+from transform.spec.ranking_spec import RankingSpec
 
 
 @pytest.fixture
@@ -295,11 +295,11 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
         return lambda *modules: real(*modules) + ("edited" if any(m.startswith(package) for m in modules) else "")
 
     expected = {
-        "trainer.metrics": {"Evaluator", "Baselines"},
-        "serving.signatures": {"Trainer"},
+        "trainer.metrics.ranking_metrics": {"Evaluator", "Baselines"},
+        "serving.export.signatures": {"Trainer"},
         "serving": {"Trainer", "ServingValidator"},
-        "tfx_pipeline.serving_validation": {"ServingValidator"},
-        "tfx_pipeline.extractors": {"Evaluator"},
+        "tfx_pipeline.evaluation.serving_validation": {"ServingValidator"},
+        "tfx_pipeline.evaluation.extractors": {"Evaluator"},
     }
     for package, nodes in expected.items():
         monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited(package))
@@ -310,7 +310,7 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
 
 def test_the_trainer_is_cached_by_all_that_its_export_runs_and_by_no_server():
     graph = grimp.build_graph("serving")
-    assert set(EXPORT_CODE) == {"serving.export", *graph.find_upstream_modules("serving.export")}
+    assert set(EXPORT_CODE) == {"serving.export.exporter", *graph.find_upstream_modules("serving.export.exporter")}
 
 
 @pytest.mark.slow
@@ -335,7 +335,7 @@ def test_baselines_are_smoothed_item_rates_of_the_train_split(small):
     import tensorflow as tf
 
     from tfx_pipeline.components.baselines import SMOOTHING, _candidates, _evaluate, _sum_columns
-    from trainer.metrics import Rows, compute
+    from trainer.metrics.ranking_metrics import Rows, compute
 
     tasks, item = small.spec.task_names, small.spec.item_feature
     rows = {}

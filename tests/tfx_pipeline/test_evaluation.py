@@ -17,12 +17,12 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils
 
-from tfx_pipeline import evaluation, extractors, tfma_metrics
-from trainer import metrics
-from trainer.metrics import Rows
+from tfx_pipeline.evaluation import eval_config, extractors, tfma_metrics
+from trainer.metrics import ranking_metrics
+from trainer.metrics.ranking_metrics import Rows
 from transform.errors import DataError
-from transform.examples import CANDIDATE_COUNT, REQUEST_ID, encode, label_key, mask_key, raw_schema
-from transform.spec import RankingSpec
+from transform.features.request_example import CANDIDATE_COUNT, REQUEST_ID, encode, label_key, mask_key, raw_schema
+from transform.spec.ranking_spec import RankingSpec
 
 SPEC = RankingSpec.parse("""
 name: toy
@@ -158,10 +158,10 @@ def evaluate(tmp_path_factory, inputs):
             {name: [artifact] for name, artifact in outputs.items()},
             {
                 "eval_config": json_format.MessageToJson(
-                    evaluation.eval_config(SPEC, "hash of the code"), preserving_proto_field_name=True
+                    eval_config.eval_config(SPEC, "hash of the code"), preserving_proto_field_name=True
                 ),
                 "example_splits": json.dumps(["test"]),
-                "module_path": "tfx_pipeline.extractors",
+                "module_path": "tfx_pipeline.evaluation.extractors",
             },
         )
         blessed = os.path.exists(os.path.join(outputs["blessing"].uri, "BLESSED"))
@@ -238,7 +238,7 @@ def reference_slices(requests):
 
 
 def test_every_metric_of_every_task_and_slice_equals_the_reference(first, requests):
-    measured = evaluation.load_metrics(first[0])
+    measured = eval_config.load_metrics(first[0])
     slices = reference_slices(requests)
     assert set(measured.candidate) == set(slices)
     assert len(slices) == 1 + 4 + 3 + 6 + 12
@@ -259,13 +259,16 @@ def test_weights_count_in_metrics_and_not_in_counts(evaluate, first, requests, t
         masks = {mask_key(task): list(np.array(request[mask_key(task)]) * weights) for task in TASKS}
         weighted.append({**request, **masks})
     path, _ = evaluate(GOOD, examples=[write_examples(tmp_path / "examples", weighted)])
-    measured, plain = (evaluation.load_metrics(folder).candidate[()] for folder in (path, first[0]))
+    measured, plain = (eval_config.load_metrics(folder).candidate[()] for folder in (path, first[0]))
     rows = list(candidates(weighted))
     for task in TASKS:
         columns = ([row[key] for row in rows] for key in (label_key(task), f"p_{task}", "request", mask_key(task)))
         expected = Rows.observed(*map(np.array, columns))
         for metric in ("auc", "gauc", "ndcg@3", "normalized_entropy", "calibration", "log_loss"):
-            assert measured[task][metric] == pytest.approx(metrics.compute(metric, expected), abs=1e-6), (task, metric)
+            assert measured[task][metric] == pytest.approx(ranking_metrics.compute(metric, expected), abs=1e-6), (
+                task,
+                metric,
+            )
             assert abs(measured[task][metric] - plain[task][metric]) > 1e-5
         for count in ("example_count", "positive_count", "group_count"):
             assert measured[task][count] == plain[task][count]
@@ -274,8 +277,8 @@ def test_weights_count_in_metrics_and_not_in_counts(evaluate, first, requests, t
 def test_first_model_is_blessed_by_its_values_and_rare_tasks_are_not_gated(first):
     path, blessed = first
     assert blessed
-    assert evaluation.load_failures(path) == []
-    (task,) = evaluation.load_not_gated(path)
+    assert eval_config.load_failures(path) == []
+    (task,) = eval_config.load_not_gated(path)
     assert (task.task, task.metric, task.min_positives) == ("share", "auc", 50)
     assert 0 < task.positives < 50
     assert str(task) == f"share: auc not gated, {task.positives} < 50 positives"
@@ -284,7 +287,7 @@ def test_first_model_is_blessed_by_its_values_and_rare_tasks_are_not_gated(first
 def test_a_task_that_gets_worse_than_the_baseline_is_not_blessed(evaluate, requests):
     path, blessed = evaluate({"open": NOISY, "buy": NOISY, "share": INVERTED}, GOOD)
     assert not blessed
-    failures = {failure.task: failure for failure in evaluation.load_failures(path)}
+    failures = {failure.task: failure for failure in eval_config.load_failures(path)}
     # both keep to the bound of the value, and `share` has too few positives to be judged by
     assert {task: (f.kind, f.metric, f.slice) for task, f in failures.items()} == {
         "open": ("change", "normalized_entropy", ()),
@@ -295,12 +298,12 @@ def test_a_task_that_gets_worse_than_the_baseline_is_not_blessed(evaluate, reque
     assert failures["buy"].received == pytest.approx(noisy["auc"] - good["auc"], abs=1e-6)
     assert failures["buy"].bound == -0.01
     assert str(failures["buy"]) == f"buy: auc change {failures['buy'].received:.4g}, bound -0.01"
-    measured = evaluation.load_metrics(path)
+    measured = eval_config.load_metrics(path)
     assert measured.candidate[()]["buy"] == pytest.approx(noisy, abs=1e-6)
     assert measured.baseline[()]["buy"] == pytest.approx(good, abs=1e-6)
     assert measured.change[()]["buy"]["auc"] == pytest.approx(noisy["auc"] - good["auc"], abs=1e-6)
     assert measured.change[()]["buy"]["positive_count"] == 0
-    assert [task.task for task in evaluation.load_not_gated(path)] == ["share"]
+    assert [task.task for task in eval_config.load_not_gated(path)] == ["share"]
 
 
 def test_a_model_as_good_as_the_baseline_is_blessed(evaluate):
@@ -310,7 +313,7 @@ def test_a_model_as_good_as_the_baseline_is_blessed(evaluate):
 def test_values_below_their_bound_fail_and_so_does_nan_even_of_few_positives(evaluate):
     path, blessed = evaluate({**GOOD, "buy": INVERTED, "share": NOT_A_NUMBER}, GOOD)
     assert not blessed
-    failures = {(failure.task, failure.kind): failure for failure in evaluation.load_failures(path)}
+    failures = {(failure.task, failure.kind): failure for failure in eval_config.load_failures(path)}
     assert set(failures) == {(task, kind) for task in ("buy", "share") for kind in ("value", "change")}
     assert failures["buy", "value"].received < failures["buy", "value"].bound == 0.4
     assert math.isnan(failures["share", "value"].received)
@@ -320,16 +323,16 @@ def test_values_below_their_bound_fail_and_so_does_nan_even_of_few_positives(eva
 def test_nothing_to_evaluate_is_not_blessed(evaluate, tmp_path):
     path, blessed = evaluate(GOOD, examples=[write_examples(tmp_path, [])])
     assert not blessed
-    assert [str(failure) for failure in evaluation.load_failures(path)] == [f"{t}: nothing to evaluate" for t in TASKS]
-    assert evaluation.load_not_gated(path) == []
+    assert [str(failure) for failure in eval_config.load_failures(path)] == [f"{t}: nothing to evaluate" for t in TASKS]
+    assert eval_config.load_not_gated(path) == []
 
 
 def test_configuration_follows_the_spec():
-    config = evaluation.eval_config(SPEC, "abc")
+    config = eval_config.eval_config(SPEC, "abc")
     assert [list(slicing.feature_keys) for slicing in config.slicing_specs][0] == []
     assert dict(config.model_specs[0].label_keys) == {task: f"label_{task}" for task in TASKS}
-    assert [list(metrics.output_names) for metrics in config.metrics_specs] == [[task] for task in TASKS]
-    assert config != evaluation.eval_config(SPEC, "changed")
+    assert [list(ranking_metrics.output_names) for metrics in config.metrics_specs] == [[task] for task in TASKS]
+    assert config != eval_config.eval_config(SPEC, "changed")
 
 
 def test_gate_value_is_the_metric_once_there_are_enough_positives():

@@ -19,7 +19,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from kfp import components
 
-from tfx_pipeline.kubeflow_runner import NOTES, main
+from tfx_pipeline.runners.kubeflow import NOTES, main
 
 pytestmark = pytest.mark.slow
 

@@ -52,8 +52,8 @@ def test_table_holds_the_numbers_of_the_served_model(schedule):
     import tensorflow as tf
     from sklearn.metrics import log_loss, roc_auc_score
 
-    from tfx_pipeline.evaluation import load_metrics
-    from transform import examples
+    from tfx_pipeline.evaluation.eval_config import load_metrics
+    from transform.features import request_example
 
     output, first = schedule.output, schedule.start("first")
     of = reported_runs(output)[0]
@@ -62,10 +62,10 @@ def test_table_holds_the_numbers_of_the_served_model(schedule):
     requests = [record.numpy() for record in tf.data.TFRecordDataset([str(path) for path in files], "GZIP")]
     model = tf.saved_model.load(str(output / "serving" / "small" / first.versions[0]))
     answer = model.signatures["serving_default"](examples=tf.constant(requests))
-    decoded = [examples.decode(request) for request in requests]
+    decoded = [request_example.decode(request) for request in requests]
     for task in ("buy", "save", "share"):
-        labels = np.concatenate([values[examples.label_key(task)] for values in decoded])
-        observed = np.concatenate([values[examples.mask_key(task)] for values in decoded]) > 0
+        labels = np.concatenate([values[request_example.label_key(task)] for values in decoded])
+        observed = np.concatenate([values[request_example.mask_key(task)] for values in decoded]) > 0
         scores = np.concatenate(
             [answer[task].numpy()[n, : values["candidate_count"][0]] for n, values in enumerate(decoded)]
         )

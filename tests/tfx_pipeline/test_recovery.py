@@ -14,12 +14,12 @@ import small_problem
 from conftest import repository
 from schedule import run_from_shell
 
-from tfx_pipeline.run_lock import LOCK_FILE, run_lock
+from tfx_pipeline.metadata.run_lock import LOCK_FILE, run_lock
 from transform.errors import PipelineError, find_user_error
 
 HOLDER = """
 import sys, time
-from tfx_pipeline.run_lock import run_lock
+from tfx_pipeline.metadata.run_lock import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

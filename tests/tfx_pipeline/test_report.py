@@ -16,12 +16,13 @@ import pytest
 from schedule import Schedule, reported_runs
 from sklearn import metrics as reference
 
-from tfx_pipeline import report, tfma_plots, verdict
-from tfx_pipeline.evaluation import load_metrics
-from tfx_pipeline.model_card import model_card
-from tfx_pipeline.report_data import collect
-from tfx_pipeline.runs import Run
-from trainer.metrics import Rows
+from tfx_pipeline.evaluation import tfma_plots, verdict
+from tfx_pipeline.evaluation.eval_config import load_metrics
+from tfx_pipeline.metadata.runs import Run
+from tfx_pipeline.reporting import report
+from tfx_pipeline.reporting.model_card import model_card
+from tfx_pipeline.reporting.report_data import collect
+from trainer.metrics.ranking_metrics import Rows
 from transform.errors import PipelineError
 
 TASKS = ("buy", "save", "share")

@@ -5,7 +5,7 @@ import socket
 import pytest
 from conftest import repository
 
-from tfx_pipeline import serve
+from tfx_pipeline.runners import serve
 
 
 def told(capsys, *flags):

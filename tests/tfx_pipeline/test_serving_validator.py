@@ -19,15 +19,15 @@ import tensorflow as tf
 from conftest import repository
 from tfx.types import standard_artifacts
 
-from serving.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
-from serving.raw_inputs import input_specs
+from serving.export.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
+from serving.export.raw_inputs import input_specs
+from serving.export.warmup_requests import warmup_requests
 from serving.server.server_process import ServerProcess
-from serving.warmup import warmup_requests
-from tfx_pipeline import serving_validation
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
-from tfx_pipeline.serving_validation import Limits, validate_serving
-from transform import examples
-from transform.spec import RankingSpec
+from tfx_pipeline.evaluation import serving_validation
+from tfx_pipeline.evaluation.serving_validation import Limits, validate_serving
+from transform.features import request_example
+from transform.spec.ranking_spec import RankingSpec
 
 pytestmark = pytest.mark.server
 
@@ -124,7 +124,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REQUESTS = [
-    examples.encode(
+    request_example.encode(
         {
             "request_id": [f"v{n}"],
             "person": ["p" * (1 + n % 4)],
@@ -138,7 +138,7 @@ REQUESTS = [
 
 def trained(requests: list[bytes]) -> list[dict[str, np.ndarray]]:
     found = []
-    for values in map(examples.decode, requests):
+    for values in map(request_example.decode, requests):
         scores = 1 / (1 + np.exp(-np.array(values["strength"]) - 0.1 * len(values["person"][0])))
         found.append({"open": scores, "score": scores})
     return found

@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from trainer.ops.attention.structured_attention import structured_attention
+from trainer.ops.attention.visibility import READS, Context, Visibility
 from trainer.ops.kernels import use_kernels
-from trainer.ops.structured_attention import structured_attention
-from trainer.ops.visibility import READS, Context, Visibility
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}  # relative to the largest value, where that is above 1
 

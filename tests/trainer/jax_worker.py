@@ -91,9 +91,9 @@ def compute(layer, options, inputs, weights):
 
 def main(folder):
     assert keras.backend.backend() == "jax"
-    for package in ("trainer.layers", "trainer.models"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+    for package in ("trainer.layers", "trainer.heads", "trainer.losses", "trainer.models"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
     for path in sorted(folder.glob("*.json")):
         case, arrays = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
         layer = keras.saving.deserialize_keras_object(case["layer"])

@@ -5,22 +5,22 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from trainer.layers.candidate_attention import CandidateAttention
-from trainer.layers.candidate_tokenizer import CandidateTokenizer
-from trainer.layers.context_tokenizer import ContextTokenizer
-from trainer.layers.cross_task_attention import CrossTaskAttention
+from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.embedding_table import EmbeddingTable
 from trainer.layers.feature_embedding import FeatureEmbedding
-from trainer.layers.matching_scorer import MatchingScorer
-from trainer.layers.private_channel_block import PrivateChannelBlock
-from trainer.layers.ranking_loss import RankingLoss
-from trainer.layers.shared_bottom import SharedBottom
-from trainer.layers.situational_descriptor import SituationalDescriptor
-from trainer.layers.summary_merge import SummaryMerge
-from trainer.layers.target_attention import TargetAttention
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
-from transform.columns import Column, EventSequence, ModelInputs
+from trainer.losses.ranking_loss import RankingLoss
+from trainer.models.din.target_attention import TargetAttention
+from trainer.models.onerank.candidate_attention import CandidateAttention
+from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
+from trainer.models.onerank.context_tokenizer import ContextTokenizer
+from trainer.models.onerank.cross_task_attention import CrossTaskAttention
+from trainer.models.onerank.matching_scorer import MatchingScorer
+from trainer.models.onerank.private_channel_block import PrivateChannelBlock
+from trainer.models.onerank.situational_descriptor import SituationalDescriptor
+from trainer.models.onerank.summary_merge import SummaryMerge
+from transform.features.model_inputs import Column, EventSequence, ModelInputs
 
 B, N, U, K, D = 3, 5, 7, 4, 8
 HEADS = 2

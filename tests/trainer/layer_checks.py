@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transform import columns
+from transform.features import model_inputs
 
 TOLERANCE = 1e-5
 BFLOAT16_TOLERANCE = 0.1  # 8 bits of mantissa through a few layers
@@ -110,7 +110,7 @@ def run_docstring_example(cls):
     block = re.search(r"```python\n(.*?)```", inspect.getdoc(cls), re.DOTALL)
     assert block, f"{cls.__name__} has no example"
     *statements, last = block[1].strip().splitlines()
-    names = {**vars(columns), **vars(sys.modules[cls.__module__]), "keras": keras, "np": np}
+    names = {**vars(model_inputs), **vars(sys.modules[cls.__module__]), "keras": keras, "np": np}
     exec("\n".join(statements), names)
     expression, shape = last.rsplit("#", 1)
     assert list(eval(expression, names).shape) == json.loads(shape), f"{cls.__name__}: the example's shape is wrong"

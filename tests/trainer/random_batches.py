@@ -3,8 +3,8 @@
 import numpy as np
 import small_problem
 
-from transform.columns import ModelInputs
-from transform.spec import RankingSpec
+from transform.features.model_inputs import ModelInputs
+from transform.spec.ranking_spec import RankingSpec
 
 SPEC = RankingSpec.model_validate(small_problem.SPEC)
 INPUTS = ModelInputs.from_spec(SPEC, vocabulary_size=lambda name: 9)

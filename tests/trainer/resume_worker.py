@@ -17,10 +17,10 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
-from trainer import training
-from trainer.checkpoints import TrainingCheckpoints
-from transform.columns import ModelInputs
-from transform.spec import RankingSpec
+from trainer.training import trainer
+from trainer.training.checkpoints import TrainingCheckpoints
+from transform.features.model_inputs import ModelInputs
+from transform.spec.ranking_spec import RankingSpec
 
 BYTES_WRITTEN = 2_000  # of a checkpoint: fewer than it has
 
@@ -53,15 +53,15 @@ def nth(function, count, before):
 def main(job, moment, count):
     count = int(count)
     if moment == "step":
-        make = training.make_train_step
-        training.make_train_step = lambda *arguments: nth(make(*arguments), count, die)
+        make = trainer.make_train_step
+        trainer.make_train_step = lambda *arguments: nth(make(*arguments), count, die)
     elif moment == "evaluation":
-        training.metrics.compute = nth(training.metrics.compute, count, die)
+        trainer.metrics.compute = nth(trainer.metrics.compute, count, die)
     elif moment == "save":
         TrainingCheckpoints.save = nth(TrainingCheckpoints.save, count, die_while_writing)
     values = json.loads(Path(job).read_text())
     spec, inputs = RankingSpec.parse(values.pop("spec")), ModelInputs.from_config(values.pop("inputs"))
-    training.train(spec, inputs, **values)
+    trainer.train(spec, inputs, **values)
 
 
 if __name__ == "__main__":

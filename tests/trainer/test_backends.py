@@ -18,7 +18,7 @@ from random_batches import INPUTS, random_batch
 
 from trainer.models import registry
 from trainer.models.registry import build_model
-from transform.spec_training import Model
+from transform.spec.model_sections import Model
 
 pytest.importorskip("jax", reason="Stack A leaves no room for JAX: `make test-other` has it")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 
-from trainer.course import Course
 from trainer.models.registry import build_model
-from trainer.training import EPOCH_METRICS, evaluate
-from transform import examples
-from transform.spec_training import EarlyStopping
+from trainer.training.course import Course
+from trainer.training.trainer import EPOCH_METRICS, evaluate
+from transform.features import request_example
+from transform.spec.model_sections import EarlyStopping
 
 pytestmark = pytest.mark.once
 
@@ -68,7 +68,7 @@ def test_patience_is_counted_from_the_best_epoch(metric, values, best):
 
 def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):
     def hide_shares(values):
-        values[examples.mask_key("share")] = [0.0] * len(values[examples.mask_key("share")])
+        values[request_example.mask_key("share")] = [0.0] * len(values[request_example.mask_key("share")])
 
     eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
     trained = run(small, tmp_path / "run", with_din(small.spec, epochs=2), few, eval_files)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.diagnostics import GradientProbe, SeesawRow, gradient_conflict, seesaw, write_seesaw
-from trainer.layers.ranking_loss import RankingLoss
+from trainer.losses.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
-from transform.columns import Column, ModelInputs
+from trainer.training.gradient_probe import GradientProbe, SeesawRow, gradient_conflict, seesaw, write_seesaw
+from transform.features.model_inputs import Column, ModelInputs
 
 TASKS = ("click", "buy", "share")
 B, N, K, D, ITEMS = 4, 3, 3, 2, 5

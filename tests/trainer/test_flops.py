@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from random_batches import INPUTS
 
-from trainer.flops import batch_cost, request_flops
 from trainer.models.registry import build_model
-from transform.columns import Column, EventSequence, ModelInputs
-from transform.spec_training import Model
+from trainer.training.cost import batch_cost, request_flops
+from transform.features.model_inputs import Column, EventSequence, ModelInputs
+from transform.spec.model_sections import Model
 
 pytestmark = pytest.mark.slow
 

@@ -10,19 +10,22 @@ import tensorflow as tf
 from layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
 from layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
 
+import trainer.heads
 import trainer.layers
-from trainer.layers.candidate_attention import CandidateAttention
-from trainer.layers.candidate_tokenizer import CandidateTokenizer
-from trainer.layers.context_tokenizer import ContextTokenizer
-from trainer.layers.cross_task_attention import CrossTaskAttention
+import trainer.losses
+import trainer.models
+from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.feature_embedding import FeatureEmbedding
-from trainer.layers.matching_scorer import START_FACTOR, MatchingScorer
-from trainer.layers.private_channel_block import PrivateChannelBlock
-from trainer.layers.ranking_loss import RankingLoss
-from trainer.layers.shared_bottom import SharedBottom
-from trainer.layers.situational_descriptor import SituationalDescriptor
-from trainer.layers.summary_merge import SummaryMerge
-from trainer.layers.target_attention import TargetAttention
+from trainer.losses.ranking_loss import RankingLoss
+from trainer.models.din.target_attention import TargetAttention
+from trainer.models.onerank.candidate_attention import CandidateAttention
+from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
+from trainer.models.onerank.context_tokenizer import ContextTokenizer
+from trainer.models.onerank.cross_task_attention import CrossTaskAttention
+from trainer.models.onerank.matching_scorer import START_FACTOR, MatchingScorer
+from trainer.models.onerank.private_channel_block import PrivateChannelBlock
+from trainer.models.onerank.situational_descriptor import SituationalDescriptor
+from trainer.models.onerank.summary_merge import SummaryMerge
 
 # === What holds for every layer ===
 
@@ -41,13 +44,18 @@ def test_all_layers_are_saved_and_exported():
 
 def test_every_public_layer_has_a_case():
     modules = [
-        importlib.import_module(f"trainer.layers.{m.name}") for m in pkgutil.iter_modules(trainer.layers.__path__)
+        importlib.import_module(module.name)
+        for package in (trainer.layers, trainer.heads, trainer.losses, trainer.models)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
     public = {
         cls
         for module in modules
         for name, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, keras.layers.Layer) and cls.__module__ == module.__name__ and not name.startswith("_")
+        if issubclass(cls, keras.layers.Layer)
+        and not issubclass(cls, keras.Model)
+        and cls.__module__ == module.__name__
+        and not name.startswith("_")
     }
     assert public == {case.cls for case in CASES.values()}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.lazy_adamw import LazyAdamW
+from trainer.training.lazy_adamw import LazyAdamW
 
 ROWS, WIDTH, STEPS = 9, 3, 4
 SETTINGS = {"learning_rate": 0.05, "weight_decay": 0.1}

@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import log_loss
 
-from trainer.layers.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
-from trainer.losses import masked_bce, masked_infonce
+from trainer.losses.masked import masked_bce, masked_infonce
+from trainer.losses.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
 
 B, N, K = 4, 5, 3
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from trainer import metrics
-from trainer.metrics import Rows
+from trainer.metrics import ranking_metrics
+from trainer.metrics.ranking_metrics import Rows
 
 
 def random_rows(seed, rows=400, groups=60, levels=6):
@@ -48,11 +48,11 @@ def test_metrics_of_rows_equal_scikit_learn(seed, dtype):
     labels, scores = labels.astype(dtype), scores.astype(dtype)
     loss = reference.log_loss(y, s)
     rate = np.full(len(y), y.mean())
-    assert metrics.auc(labels, scores, weights) == pytest.approx(reference.roc_auc_score(y, s), abs=1e-6)
-    assert metrics.log_loss(labels, scores, weights) == pytest.approx(loss, abs=1e-6)
+    assert ranking_metrics.auc(labels, scores, weights) == pytest.approx(reference.roc_auc_score(y, s), abs=1e-6)
+    assert ranking_metrics.log_loss(labels, scores, weights) == pytest.approx(loss, abs=1e-6)
     entropy = reference.log_loss(y, rate)
-    assert metrics.normalized_entropy(labels, scores, weights) == pytest.approx(loss / entropy, abs=1e-6)
-    assert metrics.calibration(labels, scores, weights) == pytest.approx(s.mean() / y.mean(), abs=1e-6)
+    assert ranking_metrics.normalized_entropy(labels, scores, weights) == pytest.approx(loss / entropy, abs=1e-6)
+    assert ranking_metrics.calibration(labels, scores, weights) == pytest.approx(s.mean() / y.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -65,10 +65,12 @@ def test_weighted_metrics_of_rows_equal_scikit_learn(seed):
     rate = np.average(y, weights=w)
     entropy = reference.log_loss(y, np.full(len(y), rate), sample_weight=w)
     expected_auc = reference.roc_auc_score(y, s, sample_weight=w)
-    assert metrics.auc(labels, scores, weights) == pytest.approx(expected_auc, abs=1e-9)
-    assert metrics.log_loss(labels, scores, weights) == pytest.approx(loss, abs=1e-9)
-    assert metrics.normalized_entropy(labels, scores, weights) == pytest.approx(loss / entropy, abs=1e-9)
-    assert metrics.calibration(labels, scores, weights) == pytest.approx(np.average(s, weights=w) / rate, abs=1e-9)
+    assert ranking_metrics.auc(labels, scores, weights) == pytest.approx(expected_auc, abs=1e-9)
+    assert ranking_metrics.log_loss(labels, scores, weights) == pytest.approx(loss, abs=1e-9)
+    assert ranking_metrics.normalized_entropy(labels, scores, weights) == pytest.approx(loss / entropy, abs=1e-9)
+    assert ranking_metrics.calibration(labels, scores, weights) == pytest.approx(
+        np.average(s, weights=w) / rate, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["auc", "gauc", "log_loss", "normalized_entropy", "calibration"])
@@ -78,11 +80,13 @@ def test_a_weight_is_a_number_of_equal_rows(seed, name):
     times = np.random.default_rng(seed).integers(1, 4, len(mask))
     repeated = Rows.observed(*(np.repeat(column, times) for column in (labels, scores, groups, mask)))
     weighted = Rows.observed(labels, scores, groups, mask * times)
-    assert metrics.compute(name, weighted) == pytest.approx(metrics.compute(name, repeated), abs=1e-9)
-    assert metrics.compute(name, weighted) != pytest.approx(
-        metrics.compute(name, Rows.observed(labels, scores, groups, mask)), abs=1e-9
+    assert ranking_metrics.compute(name, weighted) == pytest.approx(ranking_metrics.compute(name, repeated), abs=1e-9)
+    assert ranking_metrics.compute(name, weighted) != pytest.approx(
+        ranking_metrics.compute(name, Rows.observed(labels, scores, groups, mask)), abs=1e-9
     )
-    assert metrics.compute("positive_count", weighted) < metrics.compute("positive_count", repeated)  # rows
+    assert ranking_metrics.compute("positive_count", weighted) < ranking_metrics.compute(
+        "positive_count", repeated
+    )  # rows
 
 
 def test_ndcg_weighs_groups_by_their_rows_mean_weight():
@@ -92,7 +96,7 @@ def test_ndcg_weighs_groups_by_their_rows_mean_weight():
         ([1, 1, 1, 1, 1], (1 + second) / 2),
         ([3, 3, 2, 1, 0.5], (3 + second * 3.5 / 3) * 6 / 25),
     ]:
-        assert metrics.ndcg(labels, scores, groups, 5, weights) == pytest.approx(expected)
+        assert ranking_metrics.ndcg(labels, scores, groups, 5, weights) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("levels", [2, 6, 10_000])
@@ -100,10 +104,10 @@ def test_ndcg_weighs_groups_by_their_rows_mean_weight():
 def test_grouped_metrics_equal_scikit_learn_group_by_group(seed, levels):
     columns = random_rows(seed, levels=levels)
     labels, scores, groups, weights = columns
-    assert metrics.gauc(labels, scores, groups, weights) == pytest.approx(reference_gauc(*columns), abs=1e-12)
+    assert ranking_metrics.gauc(labels, scores, groups, weights) == pytest.approx(reference_gauc(*columns), abs=1e-12)
     for k in (1, 3, 5, 100):
         expected = reference_ndcg(k, *columns)
-        assert metrics.ndcg(labels, scores, groups, k, weights) == pytest.approx(expected, abs=1e-12)
+        assert ranking_metrics.ndcg(labels, scores, groups, k, weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_order_of_rows_and_kind_of_group_names_do_not_matter():
@@ -111,16 +115,16 @@ def test_order_of_rows_and_kind_of_group_names_do_not_matter():
     names = np.array([f"request {group}" for group in groups])
     order = np.random.default_rng(2).permutation(len(labels))
     for name in ("gauc", "ndcg@3", "auc"):
-        expected = metrics.compute(name, Rows.observed(labels, scores, groups, weights))
+        expected = ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights))
         shuffled = Rows.observed(labels[order], scores[order], names[order], weights[order])
-        assert metrics.compute(name, shuffled) == pytest.approx(expected, abs=1e-12)
+        assert ranking_metrics.compute(name, shuffled) == pytest.approx(expected, abs=1e-12)
 
 
 def test_scores_that_are_all_equal_get_the_expected_gain():
     labels, groups = np.array([1, 0, 0, 0, 0, 0]), np.zeros(6)
     expected = np.mean([1 / math.log2(place + 2) if place < 3 else 0 for place in range(6)])
-    assert metrics.ndcg(labels, np.full(6, 0.5), groups, 3) == pytest.approx(expected)
-    assert metrics.auc(labels, np.full(6, 0.5)) == metrics.gauc(labels, np.full(6, 0.5), groups) == 0.5
+    assert ranking_metrics.ndcg(labels, np.full(6, 0.5), groups, 3) == pytest.approx(expected)
+    assert ranking_metrics.auc(labels, np.full(6, 0.5)) == ranking_metrics.gauc(labels, np.full(6, 0.5), groups) == 0.5
 
 
 def test_counts_and_skipped_groups():
@@ -128,10 +132,10 @@ def test_counts_and_skipped_groups():
     groups = np.array(["mixed", "mixed", "all", "all", "none", "masked", "masked"])
     weights = np.array([1, 1, 1, 1, 1, 1, 0])
     rows = Rows.observed(labels, np.linspace(0.1, 0.9, 7), groups, weights)
-    counts = {name: metrics.compute(name, rows) for name in ("example_count", "positive_count", "group_count")}
+    counts = {name: ranking_metrics.compute(name, rows) for name in ("example_count", "positive_count", "group_count")}
     assert counts == {"example_count": 6, "positive_count": 3, "group_count": 4}
-    assert metrics.compute("one_class_groups", rows) == 3
-    assert metrics.compute("gauc", rows) == 0.0
+    assert ranking_metrics.compute("one_class_groups", rows) == 3
+    assert ranking_metrics.compute("gauc", rows) == 0.0
 
 
 @pytest.mark.parametrize("name", ["auc", "gauc", "ndcg@5", "log_loss", "normalized_entropy", "calibration"])
@@ -139,9 +143,9 @@ def test_counts_and_skipped_groups():
 def test_a_score_that_is_not_finite_makes_everything_nan_unless_it_is_masked(name, bad):
     labels, scores, groups, weights = random_rows(3)
     scores[np.flatnonzero(weights == 0)[0]] = bad
-    assert math.isfinite(metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
+    assert math.isfinite(ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
     scores[np.flatnonzero(weights)[0]] = bad
-    assert math.isnan(metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
+    assert math.isnan(ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
 
 
 @pytest.mark.parametrize("labels", [[], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -151,13 +155,15 @@ def test_undefined_metrics_are_nan(labels):
     undefined |= {"log_loss"} if not labels else set()
     undefined |= {"ndcg@3", "calibration"} if not sum(labels) else set()
     for name in ("auc", "gauc", "normalized_entropy", "ndcg@3", "calibration", "log_loss"):
-        assert math.isnan(metrics.compute(name, rows)) == (name in undefined), name
-    assert metrics.compute("positive_count", rows) == sum(labels)
+        assert math.isnan(ranking_metrics.compute(name, rows)) == (name in undefined), name
+    assert ranking_metrics.compute("positive_count", rows) == sum(labels)
 
 
 def test_probabilities_of_zero_and_one_have_a_finite_loss():
-    assert metrics.log_loss([1, 0], np.float32([0, 1])) == pytest.approx(-math.log(metrics.PROBABILITY_FLOOR), rel=1e-6)
-    assert metrics.log_loss([True, False], [1.0, 0.0]) == pytest.approx(0, abs=1e-6)
+    assert ranking_metrics.log_loss([1, 0], np.float32([0, 1])) == pytest.approx(
+        -math.log(ranking_metrics.PROBABILITY_FLOOR), rel=1e-6
+    )
+    assert ranking_metrics.log_loss([True, False], [1.0, 0.0]) == pytest.approx(0, abs=1e-6)
 
 
 def test_concatenated_rows_are_all_rows():
@@ -168,11 +174,11 @@ def test_concatenated_rows_are_all_rows():
         for part in (slice(150), slice(150, None))
     ]
     for name in ("auc", "gauc", "ndcg@5", "log_loss"):
-        assert metrics.compute(name, Rows.concatenate(halves)) == metrics.compute(name, whole)
+        assert ranking_metrics.compute(name, Rows.concatenate(halves)) == ranking_metrics.compute(name, whole)
 
 
 def test_directions_and_unknown_names():
-    assert metrics.higher_is_better("ndcg@5") and metrics.best_value("auc") == 1.0
-    assert not metrics.higher_is_better("normalized_entropy") and metrics.best_value("log_loss") == 0.0
+    assert ranking_metrics.higher_is_better("ndcg@5") and ranking_metrics.best_value("auc") == 1.0
+    assert not ranking_metrics.higher_is_better("normalized_entropy") and ranking_metrics.best_value("log_loss") == 0.0
     with pytest.raises(ValueError, match="Known: ndcg@k, auc"):
-        metrics.compute("ndcg@0", Rows.observed([1], [0.5], [0], None))
+        ranking_metrics.compute("ndcg@0", Rows.observed([1], [0.5], [0], None))

@@ -11,11 +11,11 @@ from layer_checks import numpy, spread_weights
 from random_batches import INPUTS, random_batch
 
 from trainer.models.base import RankingModel, empty_batch
-from trainer.models.din import DIN
+from trainer.models.din.model import DIN
 from trainer.models.registry import build_model
-from transform.columns import ModelInputs
 from transform.errors import SpecError
-from transform.spec_training import Model
+from transform.features.model_inputs import ModelInputs
+from transform.spec.model_sections import Model
 
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
 K = len(INPUTS.tasks)

@@ -17,22 +17,22 @@ from keras import ops
 from layer_checks import numpy, spread_weights
 from random_batches import INPUTS, random_batch
 
-from trainer import losses
-from trainer.layers import private_channel_block
-from trainer.layers.candidate_attention import CandidateAttention
-from trainer.layers.candidate_tokenizer import CandidateTokenizer
-from trainer.layers.context_tokenizer import ContextTokenizer
-from trainer.layers.cross_task_attention import CrossTaskAttention, visibility_matrix
-from trainer.layers.matching_scorer import MatchingScorer
-from trainer.layers.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
-from trainer.layers.situational_descriptor import SituationalDescriptor
-from trainer.layers.summary_merge import SummaryMerge
+from trainer.losses import masked
+from trainer.losses.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
 from trainer.models.base import empty_batch
-from trainer.models.onerank import OneRank
-from trainer.ops import portable_attention
-from trainer.ops.first_block_attention import first_block_attention, read_before_candidates
+from trainer.models.onerank import private_channel_block
+from trainer.models.onerank.candidate_attention import CandidateAttention
+from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
+from trainer.models.onerank.context_tokenizer import ContextTokenizer
+from trainer.models.onerank.cross_task_attention import CrossTaskAttention, visibility_matrix
+from trainer.models.onerank.matching_scorer import MatchingScorer
+from trainer.models.onerank.model import OneRank
+from trainer.models.onerank.situational_descriptor import SituationalDescriptor
+from trainer.models.onerank.summary_merge import SummaryMerge
+from trainer.ops.attention import portable_attention
+from trainer.ops.attention.first_block_attention import first_block_attention, read_before_candidates
+from trainer.ops.attention.structured_attention import structured_attention
 from trainer.ops.kernels import use_kernels
-from trainer.ops.structured_attention import structured_attention
 
 K, D, HEADS = len(INPUTS.tasks), 12, 2
 SUMMARY = {"read": (3, 1, K, HEADS, D // HEADS), "log_weight": (3, 1, K, HEADS)}
@@ -782,12 +782,12 @@ def naive_losses(logits, labels, mask, infonce, temperature):
 
 
 @fails_under(
-    bce_over_all_cells=edit(losses.masked_bce, "ops.maximum(ops.sum(mask -> ops.maximum(ops.sum(mask * 0 + 1"),
-    bce_of_padding=edit(losses.masked_bce, "losses * mask -> losses"),
-    one_class_requests_count=edit(losses.masked_infonce, "(positives > 0, negatives > 0) -> (positives > 0, True)"),
-    mean_over_all_requests=edit(losses.masked_infonce, "ops.sum(counts, axis=0) -> 1.0 * len(counts)"),
+    bce_over_all_cells=edit(masked.masked_bce, "ops.maximum(ops.sum(mask -> ops.maximum(ops.sum(mask * 0 + 1"),
+    bce_of_padding=edit(masked.masked_bce, "losses * mask -> losses"),
+    one_class_requests_count=edit(masked.masked_infonce, "(positives > 0, negatives > 0) -> (positives > 0, True)"),
+    mean_over_all_requests=edit(masked.masked_infonce, "ops.sum(counts, axis=0) -> 1.0 * len(counts)"),
     padding_in_the_denominator=edit(
-        losses.masked_infonce, "ops.where(mask > 0, logits + ops.log(ops.maximum(mask, _TINY)), _HIDDEN) -> logits"
+        masked.masked_infonce, "ops.where(mask > 0, logits + ops.log(ops.maximum(mask, _TINY)), _HIDDEN) -> logits"
     ),
 )
 def test_losses_are_those_of_a_plain_loop():

@@ -14,12 +14,12 @@ import tensorflow as tf
 from conftest import repository
 from test_training import rewritten, same_weights, weights_of, with_model, with_training
 
-from trainer import training
-from trainer.checkpoints import TrainingCheckpoints
-from trainer.course import Course
-from trainer.training import Trained, train
+from trainer.training import trainer
+from trainer.training.checkpoints import TrainingCheckpoints
+from trainer.training.course import Course
+from trainer.training.trainer import Trained, train
 from transform.errors import PipelineError
-from transform.spec_training import EarlyStopping, Loss, Model, Optimizer
+from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer
 
 pytestmark = pytest.mark.once
 
@@ -160,14 +160,14 @@ def lose_randomness(model, variables, best):
 
 
 def lose_best_weights(model, variables, best):
-    training._save_weights(model, best)
+    trainer._save_weights(model, best)
 
 
 @pytest.mark.parametrize("lose", [lose_optimizers, lose_randomness, lose_best_weights])
 def test_what_a_checkpoint_holds_is_needed(job, left_alone, killed, tmp_path, monkeypatch, lose):
     made, restore = [], TrainingCheckpoints.restore
 
-    def build(*arguments, build=training.build_model):
+    def build(*arguments, build=trainer.build_model):
         made.append(build(*arguments))
         return made[-1]
 
@@ -179,7 +179,7 @@ def test_what_a_checkpoint_holds_is_needed(job, left_alone, killed, tmp_path, mo
         assert same_weights(before, after) == (lose is lose_best_weights)
         return found
 
-    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(trainer, "build_model", build)
     monkeypatch.setattr(TrainingCheckpoints, "restore", restore_but_one)
     shutil.copytree(killed, tmp_path / "checkpoints")
     ended = Ended.of(tmp_path / "run", **job, checkpoint_dir=str(tmp_path / "checkpoints"))

@@ -13,9 +13,10 @@ import tensorflow as tf
 from attention_cases import TOLERANCE, difference, naive, random_case, run
 from conftest import repository
 
-from trainer.ops import fused, kernels, structured_attention
+from trainer.ops import fused, kernels
+from trainer.ops.attention import structured_attention
+from trainer.ops.attention.visibility import CAUSAL, Context, Visibility
 from trainer.ops.kernels import use_kernels
-from trainer.ops.visibility import CAUSAL, Context, Visibility
 
 NOT_BUILT = fused.unavailable()
 needs_fused = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))

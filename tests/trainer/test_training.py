@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import training
-from trainer.layers.ranking_loss import LOWEST_TEMPERATURE
+from trainer.losses.ranking_loss import LOWEST_TEMPERATURE
 from trainer.models.registry import build_model
-from trainer.training import EPOCH_METRICS, build_loss, build_optimizer, evaluate, predict, train
-from transform import examples
-from transform.batches import request_batches
+from trainer.training import trainer
+from trainer.training.trainer import EPOCH_METRICS, build_loss, build_optimizer, evaluate, predict, train
 from transform.errors import PipelineError
-from transform.spec_training import EarlyStopping, Loss, Model, Optimizer
+from transform.features import request_example
+from transform.features.batching import request_batches
+from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer
 
 EPOCHS = {"din": 4, "onerank": 8}  # until `buy` is learned
 STEEP = Optimizer(name="adam", learning_rate=0.05, schedule="constant")  # overfits in a few epochs
@@ -52,9 +52,9 @@ def rewritten(files, path, change=lambda values: None, limit=-1):
     """A copy of transformed examples, each changed."""
     with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
         for record in tf.data.TFRecordDataset(files, "GZIP").take(limit):
-            values = examples.decode(record.numpy())
+            values = request_example.decode(record.numpy())
             change(values)
-            writer.write(examples.encode(values).SerializeToString())
+            writer.write(request_example.encode(values).SerializeToString())
     return [str(path)]
 
 
@@ -105,7 +105,7 @@ def started(monkeypatch):
         made.append((model, weights_of(model)))
         return model
 
-    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(trainer, "build_model", build)
     return made
 
 
@@ -195,16 +195,17 @@ def test_a_model_without_features_predicts_the_base_rates(small, few, tmp_path, 
             variable.assign(np.zeros(variable.shape))
         return model
 
-    monkeypatch.setattr(training, "build_model", without_features)
+    monkeypatch.setattr(trainer, "build_model", without_features)
     spec = with_training(
         with_model(small.spec, MODELS[name]), epochs=1, batch_requests=40, optimizer=STILL, early_stopping=None
     )
     trained = run(small, tmp_path, spec, few)
-    lists = [examples.decode(record.numpy()) for record in tf.data.TFRecordDataset(few, "GZIP")]
+    lists = [request_example.decode(record.numpy()) for record in tf.data.TFRecordDataset(few, "GZIP")]
     loss = 0.0
     for task, rows in predict(spec, trained.model, small.transformed["eval"]).items():
         labels, masks = (
-            np.concatenate([values[key(task)] for values in lists]) for key in (examples.label_key, examples.mask_key)
+            np.concatenate([values[key(task)] for values in lists])
+            for key in (request_example.label_key, request_example.mask_key)
         )
         positives, observed = (labels * masks).sum(), masks.sum()
         rate = (positives + 1) / (observed + 2)
@@ -309,7 +310,7 @@ def test_temperatures_are_learned(small, few, tmp_path, monkeypatch):
         made.append(build_loss(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(training, "build_loss", build)
+    monkeypatch.setattr(trainer, "build_loss", build)
     spec = with_model(small.spec, Model(name="din", d=8, hidden=[8], loss=Loss(infonce=1.0, temperature=0.5)))
     run(small, tmp_path, with_training(spec, epochs=1, early_stopping=None), few)
     temperatures = LOWEST_TEMPERATURE + np.exp(made[0].log_temperature.numpy())
@@ -378,9 +379,9 @@ def test_predictions_are_of_observed_candidates_only(small, trained):
     for k, task in enumerate(spec.task_names):
         labels, scores, groups = [], [], []
         for request, record in enumerate(tf.data.TFRecordDataset(sorted(files), "GZIP")):
-            values = examples.decode(record.numpy())
-            observed = np.array(values[examples.mask_key(task)]) > 0
-            labels.extend(np.array(values[examples.label_key(task)])[observed])
+            values = request_example.decode(record.numpy())
+            observed = np.array(values[request_example.mask_key(task)]) > 0
+            labels.extend(np.array(values[request_example.label_key(task)])[observed])
             groups.extend([request] * observed.sum())
         for batch, targets in request_batches(spec, files, 50):
             probabilities = tf.sigmoid(trained.model(batch, training=False)).numpy()[..., k]

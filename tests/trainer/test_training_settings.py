@@ -10,16 +10,16 @@ import pytest
 import tensorflow as tf
 from test_training import rewritten, same_weights, weights_of, with_model, with_training
 
-from trainer import epoch, training
-from trainer.course import Course
 from trainer.models.registry import build_model
 from trainer.ops.kernels import use_kernels
-from trainer.precision import computing_in
-from trainer.training import Optimizers, build_loss, make_train_step, train
-from transform.batches import request_batches
-from transform.buckets import bucket_sizes, count_buckets
+from trainer.training import epoch, trainer
+from trainer.training.course import Course
+from trainer.training.precision import computing_in
+from trainer.training.trainer import Optimizers, build_loss, make_train_step, train
 from transform.errors import PipelineError, SpecError
-from transform.spec_training import EarlyStopping, Loss, Model, Optimizer, Training
+from transform.features.batching import request_batches
+from transform.features.padding import bucket_sizes, count_buckets
+from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer, Training
 
 STEPS = 10
 LISTWISE = Loss(infonce=0.3)
@@ -123,7 +123,7 @@ def test_xla_compiles_the_step_that_trains(small, few, tmp_path, monkeypatch, ca
     """The step that `train` calls, on the batches that it is called with; and the course is that without XLA."""
     made, batches = [], []
 
-    def recorded(*arguments, make=training.make_train_step):
+    def recorded(*arguments, make=trainer.make_train_step):
         step = make(*arguments)
         made.append(step)
 
@@ -133,7 +133,7 @@ def test_xla_compiles_the_step_that_trains(small, few, tmp_path, monkeypatch, ca
 
         return call
 
-    monkeypatch.setattr(training, "make_train_step", recorded)
+    monkeypatch.setattr(trainer, "make_train_step", recorded)
     spec = with_training(with_model(small.spec, ONERANK), epochs=2, batch_requests=16, early_stopping=None)
     caplog.set_level(logging.INFO)
     inputs, evaluated = small.inputs(), small.transformed["eval"]
@@ -295,7 +295,7 @@ def test_with_all_settings_a_training_goes_on_exactly(small, few, tmp_path, monk
     class Interrupted(Exception):
         pass
 
-    def interrupted(*arguments, make=training.make_train_step):
+    def interrupted(*arguments, make=trainer.make_train_step):
         step, calls = make(*arguments), iter(range(4))
 
         def call(batch, targets):
@@ -316,7 +316,7 @@ def test_with_all_settings_a_training_goes_on_exactly(small, few, tmp_path, monk
     job = (spec, small.inputs(), few, small.transformed["eval"])
     alone = train(*job, str(tmp_path / "alone"))
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(training, "make_train_step", interrupted)
+        patched.setattr(trainer, "make_train_step", interrupted)
         train(*job, str(tmp_path / "first"), str(tmp_path / "checkpoints"))
     resumed = train(*job, str(tmp_path / "second"), str(tmp_path / "checkpoints"))
     assert same_weights(weights_of(resumed.model), weights_of(alone.model))

@@ -15,10 +15,11 @@ import yaml
 from test_preprocessing import analysed, transformed
 from toy_requests import PAST, REMOVE, SPEC, beam_requests, edited, impression, toy_spec, write_csv, write_files
 
-from transform import aggregates, counts, examples
 from transform.errors import DataError
-from transform.impressions import RequestExamples
-from transform.spec import RankingSpec
+from transform.features import request_example
+from transform.ingest.aggregates import counter, export
+from transform.ingest.beam_requests import RequestExamples
+from transform.spec.ranking_spec import RankingSpec
 
 pytestmark = pytest.mark.once
 
@@ -41,7 +42,7 @@ def shown(item, day, hours=12, user="u1", **values):
 def features_by_request(spec, folder, **options):
     """The values of all requests, by request id."""
     by_split, _ = beam_requests(spec, folder, **options)
-    requests = [examples.decode(record) for found in by_split.values() for record in found]
+    requests = [request_example.decode(record) for found in by_split.values() for record in found]
     return {values["request_id"][0]: values for values in requests}
 
 
@@ -151,7 +152,7 @@ def test_a_cut_off_that_is_a_day_late_is_found(real):
 def test_the_exported_table_is_what_requests_of_the_day_have(real, tmp_path):
     spec, data_dir, requests, _ = real
     day = date(2022, 5, 5)
-    aggregates.export_tables(spec, data_dir, day, str(tmp_path / "table"))
+    export.export_tables(spec, data_dir, day, str(tmp_path / "table"))
     zone = ZoneInfo("Asia/Shanghai")
     of_day = [
         values
@@ -160,7 +161,7 @@ def test_the_exported_table_is_what_requests_of_the_day_have(real, tmp_path):
     ]
     assert len(of_day) > 300
     unseen = 0
-    for key in counts.Counting(spec).keys:
+    for key in counter.Counting(spec).keys:
         table = pd.read_parquet(tmp_path / "table" / f"{'-'.join(key.parts)}.parquet")
         names = [feature.name for feature in key.features]
         assert list(table) == [*key.parts, *names]
@@ -241,8 +242,8 @@ def test_labels_of_the_own_day_and_of_later_ones_are_never_seen(tmp_path, day):
 
 
 def test_a_cut_off_that_lets_the_own_day_in_is_found(tmp_path, monkeypatch):
-    honest = counts.Timeline.before
-    monkeypatch.setattr(counts.Timeline, "before", lambda self, day, window: honest(self, day + 1, window))
+    honest = counter.Timeline.before
+    monkeypatch.setattr(counter.Timeline, "before", lambda self, day, window: honest(self, day + 1, window))
     spec = counting_spec()
     before = features_of_day(spec, tmp_path / "before", LOG, 3)
     assert features_of_day(spec, tmp_path / "after", labels_turned(3), 3) != before
@@ -335,7 +336,7 @@ def test_candidates_of_a_request_in_parts_have_their_own(tmp_path):
     log = [*LOG, *(shown(item, 5, hours=13 + n, user="u2") for n, item in enumerate("abcab"))]
     spec = counting_spec(**{"request.max_candidates": 2, "split.test": [4, 5]})
     by_split, _ = beam_requests(spec, write_files(tmp_path, log))
-    parts = [examples.decode(record) for record in by_split["test"]]
+    parts = [request_example.decode(record) for record in by_split["test"]]
     found = [
         pair
         for values in parts
@@ -419,7 +420,7 @@ def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting)
     """`share` is not known before the second day: the rates of the first are missing."""
     spec, name = small_counting.spec, "user_brand_share_all"
     records = tf.data.TFRecordDataset(small_counting.raw["train"], "GZIP")
-    train = [examples.decode(record.numpy()) for record in records]
+    train = [request_example.decode(record.numpy()) for record in records]
     rates, numbers = (
         np.concatenate([request[f"{name}_{statistic}"] for request in train]) for statistic in ("rate", "count")
     )
@@ -446,7 +447,11 @@ def test_features_that_no_training_request_has_are_finite(tmp_path):
     requests = [
         {
             **{"request_id": [f"r{n}"], "candidate_count": [1], "country": ["at"], "age": [1.0], "item": ["a"]},
-            **{key(task): [1.0] for task in spec.task_names for key in (examples.label_key, examples.mask_key)},
+            **{
+                key(task): [1.0]
+                for task in spec.task_names
+                for key in (request_example.label_key, request_example.mask_key)
+            },
             **{name: [NAN if name.endswith("_rate") else 0.0] for name in names},
         }
         for n in range(3)
@@ -479,15 +484,13 @@ def toy(tmp_path):
     return spec, write_files(tmp_path / "data", LOG)
 
 
-def export(toy, output, *extra, as_of="2022-04-27"):
+def exported(toy, output, *extra, as_of="2022-04-27"):
     spec, data = toy
-    return aggregates.main(
-        ["--spec", str(spec), "--data", str(data), "--as_of", as_of, "--output", str(output), *extra]
-    )
+    return export.main(["--spec", str(spec), "--data", str(data), "--as_of", as_of, "--output", str(output), *extra])
 
 
 def test_from_the_shell_a_table_a_key_with_a_row_for_the_unseen(toy, tmp_path, capsys):
-    assert export(toy, tmp_path / "table") == 0
+    assert exported(toy, tmp_path / "table") == 0
     assert "item.parquet: 3 rows" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path / "table")) == ["aggregates.json", "item.parquet"]
     assert json.loads((tmp_path / "table" / "aggregates.json").read_text())["as_of"] == "2022-04-27"
@@ -503,14 +506,14 @@ def test_from_the_shell_a_table_a_key_with_a_row_for_the_unseen(toy, tmp_path, c
 
 
 def test_a_table_of_the_first_day_holds_the_unseen_alone(toy, tmp_path):
-    assert export(toy, tmp_path / "table", as_of="2022-04-25") == 0
+    assert exported(toy, tmp_path / "table", as_of="2022-04-25") == 0
     table = pd.read_parquet(tmp_path / "table" / "item.parquet")
     assert len(table) == 1 and table["item_click_all_rate"].isna().all() and table["item"].isna().all()
 
 
 def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
     spec = RankingSpec.load(toy[0])
-    assert export(toy, tmp_path / "table") == 0
+    assert exported(toy, tmp_path / "table") == 0
     found, seen = {}, {}
     import apache_beam as beam
     import toy_requests
@@ -522,7 +525,7 @@ def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
             _ = collection | f"Collect[{name}]" >> beam.Map(toy_requests._collect, name)
     (seen,) = toy_requests._COLLECTED.pop("counts")
     for record in (record for records in toy_requests._COLLECTED.values() for record in records):
-        values = examples.decode(record)
+        values = request_example.decode(record)
         found[values["request_id"][0]] = values
     counted = features_by_request(spec, toy[1])
     for feature in spec.counting_features():
@@ -539,7 +542,7 @@ def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
     ],
 )
 def test_exports_that_can_not_be_are_refused(toy, tmp_path, capsys, arguments, words):
-    assert export(toy, tmp_path / "table", **arguments) == 1
+    assert exported(toy, tmp_path / "table", **arguments) == 1
     assert_told(capsys, tmp_path, *words)
 
 
@@ -552,32 +555,32 @@ def assert_told(capsys, folder, *words):
 
 def test_an_export_without_aggregates_is_refused(toy, tmp_path, capsys):
     toy[0].write_text(yaml.safe_dump(SPEC))
-    assert export(toy, tmp_path / "table") == 1
+    assert exported(toy, tmp_path / "table") == 1
     assert_told(capsys, tmp_path, "aggregates: blocks with keys", "Add the section")
 
 
 def test_an_export_of_broken_rows_leaves_nothing(toy, tmp_path, capsys):
     write_csv(toy[1] / "log.csv", [*LOG, {**LOG[0], "clicked": "2"}])
-    assert export(toy, tmp_path / "table") == 1
+    assert exported(toy, tmp_path / "table") == 1
     assert_told(capsys, tmp_path, "log.csv:10", "`clicked`", "Received: `2`")
 
 
 def test_a_time_of_no_calendar_is_refused(toy, tmp_path, capsys):
     write_csv(toy[1] / "log.csv", [*LOG, {**LOG[0], "time": 10**18}])
-    assert export(toy, tmp_path / "table") == 1
+    assert exported(toy, tmp_path / "table") == 1
     assert_told(capsys, tmp_path, "log.csv:10", "epoch milliseconds", "1000000000000000000")
 
 
 def test_a_folder_that_is_there_is_kept(toy, tmp_path, capsys):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "mine").touch()
-    assert export(toy, tmp_path / "table") == 1
+    assert exported(toy, tmp_path / "table") == 1
     assert "--output: a folder that is not there yet" in capsys.readouterr().err
     assert os.listdir(tmp_path / "table") == ["mine"]
 
 
 def test_a_table_of_other_features_is_refused(toy, tmp_path):
-    assert export(toy, tmp_path / "table") == 0
+    assert exported(toy, tmp_path / "table") == 0
     other = toy_spec({"aggregates": [BLOCK]})
     with pytest.raises(DataError, match="a table of the model's own counting features"):
         RequestExamples(other, str(toy[1]), table=str(tmp_path / "table"))
@@ -601,4 +604,4 @@ def test_days_are_those_of_the_calendar():
     spec = counting_spec({**BLOCK, "timezone": "America/New_York"})
     for moment in (START, START + 5 * 3_600_000, 0, -1):
         local = datetime.fromtimestamp(moment / 1000, timezone.utc).astimezone(ZoneInfo("America/New_York"))
-        assert counts.Counting(spec).day(moment, "here") == local.toordinal()
+        assert counter.Counting(spec).day(moment, "here") == local.toordinal()

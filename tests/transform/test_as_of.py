@@ -4,10 +4,10 @@ import pytest
 import yaml
 from toy_requests import edited, impression, plain_requests, toy_spec, write_files
 
-from transform.as_of import resolve_splits
 from transform.errors import DataError, SpecError
-from transform.impressions import RequestExamples
-from transform.spec import RankingSpec
+from transform.ingest.beam_requests import RequestExamples
+from transform.ingest.split_dates import resolve_splits
+from transform.spec.ranking_spec import RankingSpec
 
 RELATIVE = {"by": "day", "date_format": "YYYYMMDD", "train": [-3, -2], "eval": [-1, -1], "test": [0, 0]}
 LITERAL = {"by": "day", "train": [20220227, 20220228], "eval": [20220301, 20220301], "test": [20220302, 20220302]}

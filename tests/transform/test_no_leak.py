@@ -12,9 +12,9 @@ import pytest
 import small_problem
 import tensorflow as tf
 
-from transform.examples import raw_feature_spec, sequence_key
-from transform.features import to_batch, transformed_dtypes
-from transform.impressions import SPLITS, RequestExamples
+from transform.features.dataset import to_batch, transformed_dtypes
+from transform.features.request_example import raw_feature_spec, sequence_key
+from transform.ingest.beam_requests import SPLITS, RequestExamples
 
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
@@ -95,8 +95,8 @@ def test_no_outcome_is_among_the_transformed_features(small):
     columns = {feature.source_column for _, feature in small.spec.feature_groups()}
     assert not columns & set(OUTCOMES)
     assert not set(transformed_dtypes(small.spec)) & set(OUTCOMES)
-    from trainer.metrics import auc
-    from transform.batches import request_batches
+    from trainer.metrics.ranking_metrics import auc
+    from transform.features.batching import request_batches
 
     batch, targets = next(iter(request_batches(small.spec, small.transformed["train"], 10_000)))
     present = batch["candidates"]["mask"].numpy()

@@ -7,7 +7,7 @@ import pytest
 from toy_requests import ITEMS, PAST, beam_requests, impression, plain_requests, toy_spec, write_files
 
 from transform.errors import DataError
-from transform.tables import read_header, read_rows
+from transform.ingest.tables import read_header, read_rows
 
 PARQUET = {
     "data.impressions.files": ["log.parquet"],

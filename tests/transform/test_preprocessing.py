@@ -13,13 +13,20 @@ from tensorflow_transform import beam as tft_beam
 from tfx_bsl.tfxio import tf_example_record
 from toy_requests import toy_spec
 
-from transform import examples
-from transform.batches import LabelCounts, count_labels, count_requests, request_batches
-from transform.columns import LARGEST_VOCABULARY, ModelInputs, columns, oov_buckets, table_rows, vocabularies
 from transform.errors import DataError
-from transform.features import parse_transformed, to_batch, to_targets, transformed_dtypes
-from transform.preprocessing import make_preprocessing_fn
-from transform.spec import RankingSpec
+from transform.features import request_example
+from transform.features.batching import LabelCounts, count_labels, count_requests, request_batches
+from transform.features.dataset import parse_transformed, to_batch, to_targets, transformed_dtypes
+from transform.features.model_inputs import (
+    LARGEST_VOCABULARY,
+    ModelInputs,
+    columns,
+    oov_buckets,
+    table_rows,
+    vocabularies,
+)
+from transform.features.preprocessing import make_preprocessing_fn
+from transform.spec.ranking_spec import RankingSpec
 
 NAN = math.nan
 SPEC = RankingSpec.parse("""
@@ -55,7 +62,7 @@ def request(n, u=0, **values):
     blank.update({key: [NAN if key in FLOATS else ""] * u for key in SEEN})
     blank.update(tags=[], tags_length=[0] * n, loved_part_of=[], candidate_count=[n])
     for task in SPEC.task_names:
-        blank.update({examples.label_key(task): [0.0] * n, examples.mask_key(task): [1.0] * n})
+        blank.update({request_example.label_key(task): [0.0] * n, request_example.mask_key(task): [1.0] * n})
     return {**blank, **values}
 
 
@@ -102,13 +109,13 @@ TRAIN = training_requests()
 
 
 def encoded(requests):
-    return [examples.encode(values).SerializeToString(deterministic=True) for values in requests]
+    return [request_example.encode(values).SerializeToString(deterministic=True) for values in requests]
 
 
 def analysed(spec, requests, folder, records=None):
     """Analyses requests with TensorFlow Transform, and writes what becomes of them to `records`."""
     source = tf_example_record.TFExampleBeamRecord(
-        physical_format="memory", schema=examples.raw_schema(spec), telemetry_descriptors=["test"]
+        physical_format="memory", schema=request_example.raw_schema(spec), telemetry_descriptors=["test"]
     )
     adapter = source.TensorAdapterConfig()
     with beam.Pipeline("DirectRunner") as pipeline, tft_beam.Context(temp_dir=str(folder / "temp")):
@@ -139,7 +146,7 @@ def transform(written):
 
 def transformed(transform, requests, spec=SPEC):
     """Dense lists by key of transformed requests, one dict a request."""
-    raw = tf.io.parse_example(encoded(requests), examples.raw_feature_spec(spec))
+    raw = tf.io.parse_example(encoded(requests), request_example.raw_feature_spec(spec))
     tensors = transform.transform_raw_features(raw)
     lists = {key: tf.RaggedTensor.from_sparse(tensor).to_list() for key, tensor in tensors.items()}
     return [{key: column[place] for key, column in lists.items()} for place in range(len(requests))]
@@ -285,15 +292,15 @@ def test_empty_sequences_stay_empty_and_zeros_are_not_dropped(transform):
 
 
 def test_keys_and_dtypes_are_those_that_models_expect(transform):
-    raw = tf.io.parse_example(encoded(TRAIN[:1]), examples.raw_feature_spec(SPEC))
+    raw = tf.io.parse_example(encoded(TRAIN[:1]), request_example.raw_feature_spec(SPEC))
     found = {key: tensor.dtype for key, tensor in transform.transform_raw_features(raw).items()}
-    assert found == {**transformed_dtypes(SPEC), **examples.target_dtypes(SPEC)}
+    assert found == {**transformed_dtypes(SPEC), **request_example.target_dtypes(SPEC)}
 
 
 @pytest.mark.parametrize("keys", [(*USER, *SEEN, "loved_part_of"), CANDIDATE, CONTEXT, ("seen_item",)])
 def test_each_group_is_computed_without_the_others(transform, keys):
     """A signature that knows some of the inputs gets the features of exactly these."""
-    raw = tf.io.parse_example(encoded(TRAIN), examples.raw_feature_spec(SPEC, targets=False))
+    raw = tf.io.parse_example(encoded(TRAIN), request_example.raw_feature_spec(SPEC, targets=False))
     everything = transform.transform_raw_features(raw)
     some = transform.transform_raw_features({key: raw[key] for key in keys}, drop_unused_features=True)
     assert set(some) == set(keys)
@@ -303,8 +310,8 @@ def test_each_group_is_computed_without_the_others(transform, keys):
 
 def test_beam_and_serving_compute_the_same(written):
     transform, records = written
-    fields = {**transformed_dtypes(SPEC), **examples.target_dtypes(SPEC)}
-    by_beam = [{key: examples.decode(record).get(key, []) for key in fields} for record in records]
+    fields = {**transformed_dtypes(SPEC), **request_example.target_dtypes(SPEC)}
+    by_beam = [{key: request_example.decode(record).get(key, []) for key in fields} for record in records]
 
     def order(values):
         return repr(sorted((key, [round(value, 4) for value in column]) for key, column in values.items()))
@@ -426,7 +433,7 @@ def padded(lists, width, fill=0):
 
 
 def batch_of(transform, requests, keys=None):
-    raw = tf.io.parse_example(encoded(requests), examples.raw_feature_spec(SPEC))
+    raw = tf.io.parse_example(encoded(requests), request_example.raw_feature_spec(SPEC))
     tensors = transform.transform_raw_features(raw)
     return to_batch(SPEC, {key: tensors[key] for key in keys or tensors})
 
@@ -493,7 +500,7 @@ def test_targets_are_zero_where_nothing_is_observed(written):
     _, records = written
     tensors = parse_transformed(SPEC, tf.constant(records))
     targets, batch = to_targets(SPEC, tensors), to_batch(SPEC, tensors)
-    lists = [examples.decode(record) for record in records]
+    lists = [request_example.decode(record) for record in records]
     widest = max(values["candidate_count"][0] for values in lists)
     for place, task in enumerate(SPEC.task_names):
         np.testing.assert_array_equal(
@@ -518,7 +525,7 @@ def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
 
 def test_parsing_transformed_records_equals_serving(written):
     transform, records = written
-    order = [examples.decode(record)["candidate_count"][0] for record in records]
+    order = [request_example.decode(record)["candidate_count"][0] for record in records]
     parsed = to_batch(SPEC, parse_transformed(SPEC, tf.constant(records)))
     served = batch_of(transform, TRAIN)
     assert parsed["candidates"]["item"].shape == served["candidates"]["item"].shape
@@ -643,7 +650,7 @@ def test_same_seed_gives_the_same_batches_however_records_are_written(written, t
 def test_batches_hold_every_request_once(written, tmp_path):
     _, records = written
     files = write_records(tmp_path / "some", [records[:5], records[5:]])
-    counts = sorted(examples.decode(record)["candidate_count"][0] for record in records)
+    counts = sorted(request_example.decode(record)["candidate_count"][0] for record in records)
     for shuffle in (None, 7, 100):
         found = []
         for batch, targets in request_batches(SPEC, files, 6, shuffle_requests=shuffle, seed=1):
@@ -672,7 +679,7 @@ def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
     _, records = written
     files = write_records(tmp_path / "all", [records[:5], records[5:], []])
     counts = count_labels(SPEC, files, tasks)
-    lists = [examples.decode(record) for record in records]
+    lists = [request_example.decode(record) for record in records]
     assert counts.requests == 20
     assert counts.candidates == sum(values["candidate_count"][0] for values in lists)
     for place, task in enumerate(tasks or SPEC.task_names):

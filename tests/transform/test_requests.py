@@ -21,10 +21,10 @@ from toy_requests import (
     write_files,
 )
 
-from transform import examples
 from transform.errors import DataError, find_user_error
-from transform.impressions import RequestExamples
-from transform.sources import resolve_sources
+from transform.features import request_example
+from transform.ingest.beam_requests import RequestExamples
+from transform.ingest.sources import resolve_sources
 
 BY_ID = {"request": {"id": "request", "time": "time"}}
 OBSERVED = {"tasks.1.observed_when": "click", "tasks.2.observed_when": "like"}
@@ -167,7 +167,7 @@ def test_outcomes_of_a_request_are_no_inputs_of_it(tmp_path, tied):
         row["weight"] = "1"
     changes = {"features.context.0.pick": "first", "request.max_candidates": 3, "sequences.0.length": 20}
     spec = toy_spec({**changes, **OBSERVED, "request.weight": "weight"})
-    inputs = [*examples.input_dtypes(spec), examples.REQUEST_ID, examples.REQUEST_TIME]
+    inputs = [*request_example.input_dtypes(spec), request_example.REQUEST_ID, request_example.REQUEST_TIME]
     calm = requests_by_id(spec, write_files(tmp_path, log))
     for place, row in enumerate(log[1:-1]):
         row.update(clicked="1", liked="1", shared=str(place % 2), seconds=str(100 + 7 * place), weight=str(9 - place))
@@ -663,7 +663,9 @@ def test_beam_counts_rows_out_of_order_and_late(tmp_path):
     ]
     found, counts = beam_requests(toy_spec(), write_files(tmp_path, log))
     assert (counts["out_of_order_rows"], counts["late_rows"]) == (4, 1)
-    first, second = sorted((examples.decode(request) for request in found["train"]), key=lambda r: r["request_id"])
+    first, second = sorted(
+        (request_example.decode(request) for request in found["train"]), key=lambda r: r["request_id"]
+    )
     assert first["item"] == ["a", "f", "c", "h", "b"]
     assert second["seen_item"] == ["f", "c", "h", "b"]
 
@@ -679,7 +681,7 @@ def test_beam_takes_request_ids_without_tables_and_sequences(tmp_path):
     spec = toy_spec(changes)
     log = [impression(item, time, request=f"r{time % 2}") for time, item in enumerate("abcde")]
     found, counts = beam_requests(spec, write_files(tmp_path, log))
-    by_id = {values["request_id"][0]: values["item"] for values in map(examples.decode, found["train"])}
+    by_id = {values["request_id"][0]: values["item"] for values in map(request_example.decode, found["train"])}
     assert by_id == {"r0": ["a", "c", "e"], "r1": ["b", "d"]}
     assert "users" not in counts and "impressions_without_item_row" not in counts
 
@@ -709,7 +711,7 @@ def test_beam_accepts_equal_rows_and_scores_a_log_without_labels(tmp_path):
     write_files(tmp_path, log, users=USERS * 2, items=ITEMS * 2)
     found, counts = beam_requests(toy_spec(), tmp_path, for_scoring=True)
     (request,) = found["all"]
-    values = comparable(examples.decode(request))
+    values = comparable(request_example.decode(request))
     assert (values["country"], values["price"], values["mask_like"]) == (["at"], [0.0], [0.0])
     assert counts["all_requests"] == 1
 
@@ -728,7 +730,7 @@ def test_requests_without_a_user_share_no_history(tmp_path):
         impression("d", 40, user="u1", request="r4"),
     ]
     requests, counts = beam_requests(toy_spec(BY_ID), write_files(tmp_path, log))
-    decoded = [examples.decode(request) for found in requests.values() for request in found]
+    decoded = [request_example.decode(request) for found in requests.values() for request in found]
     histories = {values["request_id"][0]: values["seen_item"] for values in decoded}
     assert histories == {"r1": [], "r2": [], "r3": [], "r4": ["c"]}
     assert counts["impressions_without_user"] == 2

@@ -7,8 +7,8 @@ import yaml
 from toy_requests import PAST, REMOVE, SPEC, edited, toy_spec
 
 from transform.errors import SpecError
-from transform.score_formula import parse_score
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
+from transform.spec.score_formula import parse_score
 
 SHIPPED = Path(__file__).parents[2] / "data" / "kuairand_mini.yaml"
 AGGREGATE = {"keys": [["item"]], "tasks": ["click"], "windows": ["1d"]}

@@ -14,7 +14,7 @@ from transform.datasets.synthetic import main, write
 from transform.datasets.synthetic_draw import Sizes, generate
 from transform.datasets.synthetic_truth import SCENARIOS, TASKS, History, Requests
 from transform.errors import UserError
-from transform.spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 SCENARIO_NAMES = tuple(SCENARIOS)
 TINY = Sizes(train_requests=120, eval_requests=10, test_requests=30, users=20, items=60, past_events=30)

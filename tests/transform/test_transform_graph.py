@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from transform.examples import raw_feature_spec
-from transform.transform_graph import TransformGraph
+from transform.features.request_example import raw_feature_spec
+from transform.features.transform_graph import TransformGraph
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from collections import Counter
 import apache_beam as beam
 import yaml
 
-from transform import examples
-from transform.impressions import COUNTS, RequestExamples
-from transform.requests import RequestBuilder
-from transform.sources import resolve_sources
-from transform.spec import RankingSpec
-from transform.tables import read_rows
+from transform.features import request_example
+from transform.ingest.beam_requests import COUNTS, RequestExamples
+from transform.ingest.request_builder import RequestBuilder
+from transform.ingest.sources import resolve_sources
+from transform.ingest.tables import read_rows
+from transform.spec.ranking_spec import RankingSpec
 
 REMOVE = object()
 SPEC = yaml.safe_load("""
@@ -153,7 +153,7 @@ def beam_requests(spec, folder, for_scoring=False):
 def serialized(values):
     """What Beam writes for a request; None stands for NaN."""
     lists = {key: [math.nan if value is None else value for value in column] for key, column in values.items()}
-    return examples.encode(lists).SerializeToString(deterministic=True)
+    return request_example.encode(lists).SerializeToString(deterministic=True)
 
 
 def comparable(values):

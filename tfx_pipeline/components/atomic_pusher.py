@@ -17,8 +17,8 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
-from serving.export import version_folders
-from serving.server_config import write_server_config
+from serving.export.exporter import version_folders
+from serving.tools.server_config import write_server_config
 
 UNFINISHED = ".unfinished-"
 

@@ -18,9 +18,9 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.experimental import simple_artifacts
 
-from trainer.metrics import Rows, compute
-from transform import examples as request_examples
-from transform.spec import RankingSpec
+from trainer.metrics.ranking_metrics import Rows, compute
+from transform.features import request_example as request_examples
+from transform.spec.ranking_spec import RankingSpec
 
 BASELINES_FILE = "baselines.json"
 SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own

@@ -13,9 +13,9 @@ from tfx.dsl.components.common import resolver
 from tfx.orchestration.portable.mlmd import event_lib
 from tfx.utils import path_utils
 
-from serving.export import load_spec
-from transform import examples
+from serving.export.exporter import load_spec
 from transform.errors import UserError
+from transform.features import request_example
 
 NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
 
@@ -79,8 +79,8 @@ def _comparable(model: types.Artifact, candidate: types.Artifact) -> bool:
     except UserError as error:
         NOTICES.warning("The blessed model %s is no baseline: %s", os.path.basename(model.uri), error)
         return False
-    given = examples.input_dtypes(new)
-    changed = [name for name, dtype in examples.input_dtypes(old).items() if given.get(name) != dtype]
+    given = request_example.input_dtypes(new)
+    changed = [name for name, dtype in request_example.input_dtypes(old).items() if given.get(name) != dtype]
     changed += sorted(set(old.task_names) ^ set(new.task_names))
     if changed:
         NOTICES.warning(

@@ -16,16 +16,16 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
-from tfx_pipeline.modules import CODE_KEY, SPEC_KEY
+from tfx_pipeline.tfx_functions import CODE_KEY, SPEC_KEY
 from transform.errors import DataError
-from transform.impressions import COUNTS, SPLITS, RequestExamples, WriteCounts
-from transform.spec import RankingSpec
+from transform.ingest.beam_requests import COUNTS, SPLITS, RequestExamples, WriteCounts
+from transform.spec.ranking_spec import RankingSpec
 
 COUNTS_FILE = "counts.json"
 
 
 class ImpressionExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
-    """Runs the Beam transform `transform.impressions.RequestExamples` and writes its splits and counts."""
+    """Runs the Beam transform `transform.ingest.beam_requests.RequestExamples` and writes its splits and counts."""
 
     def Do(  # noqa: N802
         self,

@@ -15,15 +15,15 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import path_utils
 
-from serving.export import load_spec
-from serving.signatures import SCORE
-from tfx_pipeline.serving_validation import BATCH_REQUESTS, Limits, Scores, validate_serving
-from trainer.diagnostics import write_json
+from serving.export.exporter import load_spec
+from serving.export.signatures import SCORE
+from tfx_pipeline.evaluation.serving_validation import BATCH_REQUESTS, Limits, Scores, validate_serving
 from trainer.models.registry import build_model
-from transform import examples as request_examples
-from transform.columns import ModelInputs
-from transform.features import to_batch
-from transform.spec import RankingSpec
+from trainer.training.gradient_probe import write_json
+from transform.features import request_example as request_examples
+from transform.features.dataset import to_batch
+from transform.features.model_inputs import ModelInputs
+from transform.spec.ranking_spec import RankingSpec
 
 REPORT_FILE = "serving.json"
 BLESSED_FILE, NOT_BLESSED_FILE = "INFRA_BLESSED", "INFRA_NOT_BLESSED"  # as TFX's InfraValidator writes them

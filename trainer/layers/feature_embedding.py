@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from trainer.layers.embedding_table import EmbeddingTable
-from transform.columns import Column, ModelInputs
+from transform.features.model_inputs import Column, ModelInputs
 
 
 @keras.saving.register_keras_serializable(package="onerank")

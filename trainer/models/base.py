@@ -11,7 +11,7 @@ from keras import ops
 
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.ops.in_parts import join_parts, map_parts, split_parts
-from transform.columns import Column, ModelInputs
+from transform.features.model_inputs import Column, ModelInputs
 
 Tensors = dict[str, Any]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from transform.columns import ModelInputs
 from transform.errors import SpecError
-from transform.spec_training import Model
+from transform.features.model_inputs import ModelInputs
+from transform.spec.model_sections import Model
 
 if TYPE_CHECKING:
     from trainer.models.base import RankingModel
@@ -33,8 +33,9 @@ def register_model(name: str) -> Callable[[type[RankingModel]], type[RankingMode
 
 def registered_models() -> dict[str, type[RankingModel]]:
     """All models by name, in the order of names."""
-    for module in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
-        importlib.import_module(f"trainer.models.{module.name}")
+    for found in pkgutil.iter_modules(importlib.import_module("trainer.models").__path__):
+        if found.ispkg:
+            importlib.import_module(f"trainer.models.{found.name}.model")
     return dict(sorted(_MODELS.items()))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.ops.visibility import Context, Visibility
+from trainer.ops.attention.visibility import Context, Visibility
 
 NAME = "libonerank_ops"
 LIBRARY = Path(__file__).with_name(f"{NAME}_tf{tf.__version__}.so")

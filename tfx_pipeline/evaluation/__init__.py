@@ -1,0 +1,1 @@
+"""Evaluation with TFMA, the gates per task, and the check that a model serves as it was trained."""

@@ -1,0 +1,1 @@
+"""What is known of runs: ML Metadata, interrupted executions, the lock on an output folder, hashes of code."""

@@ -1,0 +1,1 @@
+"""What a run says at its end: the summary, the HTML report and the model card."""

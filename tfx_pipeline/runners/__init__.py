@@ -1,0 +1,1 @@
+"""Runners: this machine, Kubeflow and Vertex AI, Airflow."""

@@ -1,0 +1,1 @@
+"""Heads: what turns a candidate's vector into one logit per task."""

@@ -1,0 +1,1 @@
+"""Losses over request batches with missing labels."""

@@ -1,0 +1,1 @@
+"""DIN: target attention over each history (arXiv 1706.06978)."""

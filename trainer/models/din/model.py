@@ -1,0 +1,124 @@
+"""DIN with a multi-task predictor: target attention over each history, then a predictor over all vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainer.heads.shared_bottom import SharedBottom
+from trainer.layers.token_dense import TokenDense
+from trainer.models.base import RankingModel, Tensors
+from trainer.models.din.target_attention import TargetAttention
+from trainer.models.registry import register_model
+from transform.features.model_inputs import ModelInputs
+
+PREDICTORS = {"shared_bottom": SharedBottom}
+
+
+@register_model("din")
+@keras.saving.register_keras_serializable(package="onerank")
+class DIN(RankingModel):
+    """Deep Interest Network as an encoder, a multi-task predictor behind it.
+
+    The cache holds the user's embedding and the projected events of each sequence.
+
+    Args:
+        inputs: ModelInputs, or its config.
+        d: int. The width of events and queries. Defaults to 32.
+        attention_hidden: int. The width of the attention network. Defaults to 32.
+        predictor: str. `"shared_bottom"`. Defaults to `"shared_bottom"`.
+        hidden: sequence of int. The widths of the predictor's layers. Defaults to `(128, 64)`.
+        dropout: float. The predictor's dropout. Defaults to 0.0.
+
+    References:
+        - [Deep Interest Network](https://arxiv.org/abs/1706.06978). Ours: events and queries are projected to one
+          width d, and the products of candidate and interest are features too.
+    """
+
+    def __init__(
+        self,
+        inputs: ModelInputs | dict[str, Any],
+        d: int = 32,
+        attention_hidden: int = 32,
+        predictor: str = "shared_bottom",
+        hidden: Sequence[int] = (128, 64),
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(inputs, **kwargs)
+        if d < 1 or attention_hidden < 1:
+            raise ValueError(
+                "`d` and `attention_hidden` should be at least 1. "
+                f"Received: `d={d}`, `attention_hidden={attention_hidden}`. Use multiples of 8."
+            )
+        if predictor not in PREDICTORS:
+            raise ValueError(f"`predictor` should be one of {sorted(PREDICTORS)}. Received: `predictor={predictor}`.")
+        self.d = d
+        self.attention_hidden = attention_hidden
+        self.predictor_name = predictor
+        self.hidden = tuple(hidden)
+        self.dropout = dropout
+
+        # === Layers ===
+        names, dtype = self.inputs_spec.sequence_names, self.dtype_policy
+        self.event_projections = {name: TokenDense(d, name=f"{name}_event", dtype=dtype) for name in names}
+        self.query_projections = {name: TokenDense(d, name=f"{name}_query", dtype=dtype) for name in names}
+        self.attentions = {
+            name: TargetAttention(attention_hidden, name=f"{name}_attention", dtype=dtype) for name in names
+        }
+        self.predictor = PREDICTORS[predictor](
+            tasks=len(self.inputs_spec.tasks), hidden=self.hidden, dropout=dropout, name="predictor", dtype=dtype
+        )
+        candidate_names = {column.name for column in self.inputs_spec.group("candidate")}
+        self.item_columns = {
+            name: tuple(c.name for c in self.inputs_spec.group(name) if c.name in candidate_names) for name in names
+        }
+
+    @property
+    def task_bias(self) -> keras.Variable:
+        """The predictor's bias [K]."""
+        return self.predictor.logit_bias
+
+    # === Stages ===
+
+    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+        """The user's embedding [B, D], and `<sequence>_events` [B, U, d] with `<sequence>_mask` [B, U]."""
+        cache = {"user": self.embedding(user, group="user")}
+        for name in self.inputs_spec.sequence_names:
+            events = {key: value for key, value in sequences[name].items() if key != "mask"}
+            cache[f"{name}_events"] = self.event_projections[name](self.embedding(events, group=name))
+            cache[f"{name}_mask"] = sequences[name]["mask"]
+        return cache
+
+    def score_candidates(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> Any:
+        """Logits [B, N, K]."""
+        features = {key: value for key, value in candidates.items() if key != "mask"}
+        vectors = [self.embedding(features, group="candidate")]
+        n = ops.shape(candidates["mask"])[1]
+        request = [cache["user"]] + ([self.embedding(context, group="context")] if context else [])
+        vectors += [ops.repeat(ops.expand_dims(vector, 1), n, axis=1) for vector in request]
+        for name in self.inputs_spec.sequence_names:
+            columns = self.item_columns[name]
+            item = {column: features[column] for column in columns}
+            query = self.query_projections[name](self.embedding(item, group="candidate", names=columns))
+            interest = self.attentions[name](query, cache[f"{name}_events"], cache[f"{name}_mask"])
+            vectors += [query, interest, query * interest]
+        return self.predictor(ops.concatenate(vectors, axis=-1), training=training)
+
+    # === Config ===
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "d": self.d,
+            "attention_hidden": self.attention_hidden,
+            "predictor": self.predictor_name,
+            "hidden": list(self.hidden),
+            "dropout": self.dropout,
+        }

@@ -1,0 +1,1 @@
+"""Structured attention: the kernels, and who may attend to whom."""

@@ -1,0 +1,1 @@
+"""The training loop: steps, state, checkpoints, and what it measures of a model."""

@@ -1,0 +1,118 @@
+"""Batches of requests from files of transformed examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from transform.features import padding
+from transform.features.dataset import parse_transformed, to_batch, to_targets
+from transform.features.request_example import CANDIDATE_COUNT, REQUEST_ID
+from transform.spec.ranking_spec import RankingSpec
+
+
+def request_batches(
+    spec: RankingSpec,
+    files: Sequence[str],
+    batch_requests: int,
+    shuffle_requests: int | None = None,
+    seed: int = 0,
+    tasks: tuple[str, ...] | None = None,
+    skip: int = 0,
+    pad_to_buckets: bool = False,
+) -> tf.data.Dataset:
+    """Reads transformed examples into padded batches.
+
+    Beam writes records in no fixed order, so each window of `shuffle_requests` records is ordered by request id before
+    it is shuffled: data that fit one window give the same batches for the same seed, however they were written.
+
+    Args:
+        spec: RankingSpec.
+        files: sequence of str. Gzipped TFRecord files.
+        batch_requests: int. B, the requests in a batch; the last batch may hold fewer.
+        shuffle_requests: int, optional. The shuffle buffer; without it the order of the files is kept.
+        seed: int. The shuffle's seed. Defaults to 0.
+        tasks: tuple of str, optional. The tasks whose targets are read. Defaults to all of the spec.
+        skip: int. Batches to leave out at the start. Defaults to 0.
+        pad_to_buckets: bool. Whether batches have one of a few shapes, see `buckets.pad_to_buckets`. Defaults to False.
+
+    Returns:
+        A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
+    """
+    records = tf.data.TFRecordDataset(sorted(files), "GZIP")
+    if shuffle_requests:
+        records = records.batch(shuffle_requests).map(_ordered).unbatch()
+        records = records.shuffle(shuffle_requests, seed=seed, reshuffle_each_iteration=True)
+
+    def parse(serialized: tf.Tensor) -> tuple[dict, dict]:
+        tensors = parse_transformed(spec, serialized)
+        batch, targets = to_batch(spec, tensors), to_targets(spec, tensors, tasks)
+        return padding.pad_to_buckets(spec, batch, targets, batch_requests) if pad_to_buckets else (batch, targets)
+
+    batches = records.batch(batch_requests).skip(skip)
+    return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _ordered(records: tf.Tensor) -> tf.Tensor:
+    # By id, not by the records themselves: equal examples may hold their features in another order.
+    ids = tf.io.parse_example(records, {REQUEST_ID: tf.io.FixedLenFeature([], tf.string)})[REQUEST_ID]
+    # Stable, as parts of one long request have its id; they are written one behind the other.
+    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(ids, 2**62), stable=True))
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What a split holds.
+
+    Attributes:
+        requests: int.
+        candidates: int. Impressions.
+        observed: array [K]. Labels that are there, by task.
+        positives: array [K]. Positive ones.
+    """
+
+    requests: int
+    candidates: int
+    observed: np.ndarray
+    positives: np.ndarray
+
+    @property
+    def base_rates(self) -> np.ndarray:
+        """The share of positives [K], smoothed by one positive and one negative, so that it is never 0 or 1."""
+        return (self.positives + 1) / (self.observed + 2)
+
+
+def count_labels(spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...] | None = None) -> LabelCounts:
+    """Counts requests, candidates and labels in files of transformed examples.
+
+    Args:
+        spec: RankingSpec.
+        files: sequence of str. Gzipped TFRecord files.
+        tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
+
+    Returns:
+        LabelCounts.
+    """
+    k = len(tasks or spec.task_names)
+    nothing = (tf.zeros([], tf.int64), tf.zeros([], tf.int64), tf.zeros([k], tf.float64), tf.zeros([k], tf.float64))
+
+    def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        tensors = parse_transformed(spec, serialized)
+        targets = to_targets(spec, tensors, tasks)
+        mask = tf.cast(targets["mask"], tf.float64)
+        positives = tf.reduce_sum(mask * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
+        candidates = tf.reduce_sum(tensors[CANDIDATE_COUNT].flat_values)
+        return tf.size(serialized, tf.int64), candidates, tf.reduce_sum(mask, axis=[0, 1]), positives
+
+    batches = tf.data.TFRecordDataset(sorted(files), "GZIP").batch(1024).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    counted = batches.reduce(nothing, lambda total, part: tuple(a + b for a, b in zip(total, part, strict=True)))
+    requests, candidates, observed, positives = (count.numpy() for count in counted)
+    return LabelCounts(int(requests), int(candidates), observed, positives)
+
+
+def count_requests(files: Sequence[str]) -> int:
+    """The number of records in gzipped TFRecord files."""
+    return int(tf.data.TFRecordDataset(sorted(files), "GZIP").reduce(tf.constant(0, tf.int64), lambda n, _: n + 1))

@@ -1,0 +1,1 @@
+"""From an impression log to request examples, with Beam."""

@@ -1,0 +1,1 @@
+"""Aggregate features: smoothed rates and counts of keys, as of the day before a request."""

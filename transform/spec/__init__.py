@@ -1,0 +1,1 @@
+"""The ranking spec: one YAML file as typed sections. It imports neither Beam nor TensorFlow."""
