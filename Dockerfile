@@ -13,6 +13,7 @@ COPY requirements requirements
 RUN /venv/bin/uv pip install --python /venv/bin/python --compile-bytecode --require-hashes \
     --build-constraints requirements/build-constraints.txt -r requirements/stack-${STACK}.lock
 COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
+COPY onerank onerank
 COPY transform transform
 COPY trainer trainer
 COPY serving serving

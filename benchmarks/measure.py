@@ -7,6 +7,7 @@ standard library is imported here until TensorFlow is needed: other interpreters
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import math
@@ -291,3 +292,11 @@ def write_json(path: str | Path, content: Any) -> None:
             raise
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--spec`, `--data` and `--cache`, which a benchmark prepares its data by, and `--output`."""
+    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
+    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
+    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
+    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import load, measure, serving_skew
-from benchmarks.measure import Ratio, Times
+from benchmarks.measure import Ratio, Times, add_data_arguments
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import export, joined, random_model, sized
 from serving.client.grpc_transport import GrpcTransport
@@ -37,7 +37,7 @@ from serving.export.raw_inputs import raw_values
 from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
 from transform.errors import UserError
 from transform.features import request_example
-from transform.ingest.prepare import Prepared, add_arguments, prepare
+from transform.ingest.prepare import Prepared, prepare
 from transform.spec.model_sections import Model, Serving
 from transform.spec.ranking_spec import RankingSpec
 
@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.serving",
         description="Measures served requests: shared and repeated histories, kept contexts, the server, skew.",
     )
-    add_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="one history, few rounds: what the figures need")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, for a request (default: %(default)s)")
     parser.add_argument("--tables", metavar="FILE", help="only print the tables of results that were written before")

@@ -32,7 +32,7 @@ from benchmarks.load_versions import LoadVersions
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving_requests import joined, sized
 from transform.errors import UserError
-from transform.ingest.prepare import Prepared, add_arguments, prepare
+from transform.ingest.prepare import Prepared, prepare
 from transform.spec.ranking_spec import RankingSpec
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.serving_load",
         description="Keeps a server at its highest rate while versions come, kills it, and gives it broken versions.",
     )
-    add_arguments(parser)
+    measure.add_data_arguments(parser)
     parser.add_argument("--minutes", type=float, default=10, help="of load with versions (default: %(default)s)")
     parser.add_argument("--swap-seconds", type=float, default=60, help="between versions (default: %(default)s)")
     parser.add_argument("--tables", metavar="FILE", help="only print the tables of results that were written before")

@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from benchmarks import measure
 from benchmarks.keras_attention import KerasAttentionOneRank
-from benchmarks.measure import Ratio
+from benchmarks.measure import Ratio, add_data_arguments
 from trainer.layers.token_dense import TokenDense
 from trainer.losses.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
@@ -41,7 +41,7 @@ from trainer.training.trainer import Optimizers, build_loss, make_train_step
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
 from transform.features.model_inputs import Column, EventSequence, ModelInputs
-from transform.ingest.prepare import add_arguments, prepare
+from transform.ingest.prepare import prepare
 from transform.spec.model_sections import Optimizer, Training
 from transform.spec.ranking_spec import RankingSpec
 
@@ -147,7 +147,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.train",
         description="Measures OneRank's training step: kernels of attention, precision, XLA, Keras's own layers.",
     )
-    add_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="few rounds and ways: about two minutes")
     parser.add_argument("--rounds", type=int, default=9, help="the most a step runs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow (default: %(default)s)")

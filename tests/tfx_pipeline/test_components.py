@@ -24,13 +24,13 @@ from serving.tools.server_config import MODELS_CONFIG
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
-from tfx_pipeline.components.impression_example_gen import check_counts
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.pipeline import EXPORT_CODE, create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.features.request_example import raw_schema
+from transform.ingest.check_counts import check_counts
 from transform.spec.data_sections import Task
 from transform.spec.ranking_spec import RankingSpec
 

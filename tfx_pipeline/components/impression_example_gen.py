@@ -17,8 +17,8 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
 from tfx_pipeline.tfx_functions import CODE_KEY, SPEC_KEY
-from transform.errors import DataError
 from transform.ingest.beam_requests import COUNTS, SPLITS, RequestExamples, WriteCounts
+from transform.ingest.check_counts import check_counts
 from transform.spec.ranking_spec import RankingSpec
 
 COUNTS_FILE = "counts.json"
@@ -50,38 +50,6 @@ class ImpressionExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
             _ = built[COUNTS] | WriteCounts(os.path.join(artifact.uri, COUNTS_FILE))
         with tf.io.gfile.GFile(os.path.join(artifact.uri, COUNTS_FILE)) as file:
             check_counts(spec, json.loads(file.read()))
-
-
-def check_counts(spec: RankingSpec, counts: dict[str, int]) -> None:
-    """Refuses examples that nothing can be learned from or judged by.
-
-    Args:
-        spec: RankingSpec.
-        counts: dict. What the transform counted.
-
-    Raises:
-        DataError: when a split is empty, a task has no positives to learn from, or a table fits no row of the log.
-    """
-    for split, (first, last) in spec.split.ranges().items():
-        if not counts.get(f"{split}_requests"):
-            raise DataError(
-                f"split.{split}: requests with `{spec.split.by}` from {first} to {last} are expected. "
-                f"Received: none in {counts.get('impressions_read', 0):,} rows. Correct the range, or bring the data."
-            )
-    for task in spec.tasks:
-        if not counts.get(f"train_positives_{task.name}"):
-            raise DataError(
-                f"tasks `{task.name}`: positives in `{task.label}` are expected in the train split. Received: none. "
-                "Correct the label, or remove the task."
-            )
-    unmatched = {"user": ("users_without_table_row", "users"), "item": ("impressions_without_item_row", None)}
-    for table, (missing, of) in unmatched.items():
-        total = counts.get(of, 0) if of else counts["impressions_read"] - counts.get("duplicates_dropped", 0)
-        if total and counts.get(missing, 0) >= total:
-            raise DataError(
-                f"data.tables.{table}: rows for the keys in the log are expected. Received: not one key of the log is "
-                "in the table. Correct `key`, or the files."
-            )
 
 
 class ImpressionExampleGen(FileBasedExampleGen):

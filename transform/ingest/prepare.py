@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tfx_bsl.coders.example_coder import RecordBatchToExamplesEncoder
@@ -20,8 +21,12 @@ from tfx_bsl.public import tfxio
 from transform.features.model_inputs import ModelInputs
 from transform.features.preprocessing import make_preprocessing_fn
 from transform.features.request_example import raw_schema
-from transform.ingest.beam_requests import SPLITS, RequestExamples
+from transform.ingest.beam_requests import COUNTS, SPLITS, RequestExamples, WriteCounts
+from transform.ingest.check_counts import check_counts
+from transform.ingest.sources import resolve_sources
 from transform.spec.ranking_spec import RankingSpec
+
+COUNTS_FILE = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -51,26 +56,22 @@ class Prepared:
         return ModelInputs.from_spec(self.spec, self.transform_output.vocabulary_size_by_name)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--spec`, `--data` and `--cache`, which a benchmark prepares its data by, and `--output`."""
-    parser.add_argument("--spec", default="data/kuairand_mini.yaml", help="a ranking spec (default: %(default)s)")
-    parser.add_argument("--data", default="data/kuairand_pure_mini", help="its data (default: %(default)s)")
-    parser.add_argument("--cache", default="out/bench/prepared", help="for prepared data (default: %(default)s)")
-    parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
-
-
 def prepare(spec: RankingSpec, data_dir: str | Path, cache: str | Path) -> Prepared:
     """Builds examples and transforms them, or finds that this was done before.
 
     Args:
         spec: RankingSpec.
         data_dir: str or Path. Where the spec's files lie.
-        cache: str or Path. A folder for the results, one sub-folder for each data part of a spec and data folder.
+        cache: str or Path. A folder for the results, one sub-folder for each data part of a spec and state of
+            its files.
 
     Returns:
         Prepared.
+
+    Raises:
+        DataError: when files are missing or wrong, a split is empty, or a task has no positives to learn from.
     """
-    content = f"{spec.data_part().to_json()}\n{Path(data_dir).resolve()}"
+    content = "\n".join([spec.data_part().to_json(), *_input_states(spec, str(Path(data_dir).resolve()))])
     folder = Path(cache) / f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
@@ -81,12 +82,22 @@ def prepare(spec: RankingSpec, data_dir: str | Path, cache: str | Path) -> Prepa
     return Prepared(spec, folder)
 
 
+def _input_states(spec: RankingSpec, data_dir: str) -> list[str]:
+    """The spec's input files with their sizes and times: a file that changes is prepared again."""
+    paths = [path for found in resolve_sources(spec, data_dir).files.values() for path in found]
+    stats = [(path, tf.io.gfile.stat(path)) for path in paths]
+    return [f"{path} {stat.length} {stat.mtime_nsec}" for path, stat in stats]
+
+
 def _build_examples(spec: RankingSpec, data_dir: str | Path, folder: Path) -> None:
+    counts = folder / COUNTS_FILE
     with beam.Pipeline() as pipeline:
         built = pipeline | RequestExamples(spec, str(data_dir))
         for split in SPLITS:
             path = str(folder / split / "part")
             _ = built[split] | f"Write[{split}]" >> beam.io.WriteToTFRecord(path, file_name_suffix=".gz")
+        _ = built[COUNTS] | WriteCounts(str(counts))
+    check_counts(spec, json.loads(counts.read_text()))
 
 
 def _transform(spec: RankingSpec, folder: Path) -> None:

@@ -1,0 +1,54 @@
+"""Multi-task ranking with one Transformer, from raw impression logs to TF Serving.
+
+The names below are imported when they are first used: `import onerank` is instant, and a client needs no TensorFlow.
+
+```python
+import onerank
+
+spec = onerank.load_spec("data/kuairand_mini.yaml")
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.client.ranker import Ranker as Ranker
+    from serving.export.exporter import export_model as export_model
+    from trainer.models.registry import build_model as build_model
+    from trainer.training.trainer import train as train
+    from transform.features.model_inputs import ModelInputs as ModelInputs
+    from transform.ingest.prepare import prepare as prepare
+    from transform.spec.ranking_spec import RankingSpec as RankingSpec
+
+    load_spec = RankingSpec.load
+
+_PUBLIC = {
+    "ModelInputs": "transform.features.model_inputs",
+    "RankingSpec": "transform.spec.ranking_spec",
+    "Ranker": "serving.client.ranker",
+    "build_model": "trainer.models.registry",
+    "export_model": "serving.export.exporter",
+    "load_spec": "transform.spec.ranking_spec",
+    "prepare": "transform.ingest.prepare",
+    "train": "trainer.training.trainer",
+}
+__all__ = list(_PUBLIC)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from transform.environment import prepare_environment
+
+    prepare_environment()  # asks for Keras 3 before anything imports TensorFlow Transform
+    module = importlib.import_module(_PUBLIC[name])
+    value = module.RankingSpec.load if name == "load_spec" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

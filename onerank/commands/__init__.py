@@ -1,0 +1,1 @@
+"""Commands that are only part of the front door: training without TFX."""
