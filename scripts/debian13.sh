@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # debian13.sh FOLDER [TARGET...]: as root, makes a Debian 13 below FOLDER with debootstrap, installs there what README.md names,
 # clones the committed project into it and runs `make TARGET` for each target (demo and test where none is named).
-# DEBIAN_MIRROR names the archive to take Debian from; debootstrap's own default otherwise. Settings of pip and uv, proxies and
-# the certificates of this machine hold there too. A root that is there already is used again; remove FOLDER for a new one.
+# DEBIAN_MIRROR names the archive to take Debian from; debootstrap's own default otherwise. Environment variables of pip and uv,
+# proxies and the certificates in /etc/ssl/certs/ca-certificates.crt hold there too. A root that is there already is used again; remove FOLDER for a new one.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 [ $# -gt 0 ] || { echo "usage: debian13.sh FOLDER [TARGET...]" >&2; exit 2; }
-folder=$1
+folder=$(realpath -m "$1")
+this=$(realpath "${BASH_SOURCE[0]}")
 shift
+cd "$(dirname "$this")/.."
 [ $# -gt 0 ] || set -- demo test
 
 if [ "$(id -u)" != 0 ]; then
@@ -21,11 +22,11 @@ if ! command -v debootstrap >/dev/null; then
 fi
 # The mounts below belong to this process and its children, and end with them.
 if [ -z "${ONERANK_UNSHARED:-}" ]; then
-  ONERANK_UNSHARED=1 exec unshare --mount --propagation private "$0" "$folder" "$@"
+  ONERANK_UNSHARED=1 exec unshare --mount --propagation private "$this" "$folder" "$@"
 fi
 
 mkdir -p "$folder"
-root=$(realpath "$folder")/root
+root=$folder/root
 if [ ! -e "$folder/complete" ]; then
   echo "== Debian 13 in $root"
   rm -rf "$root"
@@ -35,7 +36,6 @@ fi
 
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-mount -t tmpfs tmpfs "$root/tmp"
 # This machine's names and certificates; the package ca-certificates writes its own over them.
 use_network_of_host() {
   local file
@@ -57,6 +57,7 @@ inside() {
 }
 
 packages=$(sed -n 's/^apt-get install \(.*python3-venv.*\)/\1/p' README.md | sed 's/ *#.*//' | head -n 1)
+[ -n "$packages" ] || { echo "error: README.md: a line \`apt-get install ... python3-venv ...\` is expected. Received: none." >&2; exit 1; }
 echo "== apt-get install $packages"
 inside apt-get update -qq
 # shellcheck disable=SC2086  # a list of packages

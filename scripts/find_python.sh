@@ -2,13 +2,14 @@
 # find_python.sh VERSION...: prints the path of a Python of these versions that runs, such as `3.13 3.12`; prints nothing and
 # exits with 1 where there is none. One that can make virtual environments and compile extensions is preferred to one that
 # lacks something (a distribution's Python may come without venv or headers), an earlier version in the list to a later.
-# Each candidate is run: a pyenv shim can exist and still exit with 127.
+# Each candidate is run: a pyenv shim can exist and still exit with 127. Where none runs, uv is asked to fetch one, if it is
+# there and ONERANK_PYTHON_DOWNLOAD is not `no`.
 set -euo pipefail
 
 # Prints the interpreter behind a candidate: not a shim, and not the virtual environment that it may lie in.
 probe='
 import os, platform, sys, sysconfig
-import bz2, ctypes, ssl  # what pip and the locked packages need; a self-compiled Python may lack some
+import bz2, ctypes, lzma, sqlite3, ssl  # what pip and the locked packages need; a self-compiled Python may lack some
 fits = ".".join(platform.python_version_tuple()[:2]) in sys.argv[2:] and sys.maxsize > 2**32
 fits = fits and platform.python_implementation() == "CPython"
 if sys.argv[1] == "complete":
@@ -47,7 +48,7 @@ done
 first_of complete "$@"
 first_of running "$@"
 
-if command -v uv >/dev/null 2>&1; then
+if [ "${ONERANK_PYTHON_DOWNLOAD:-}" != no ] && command -v uv >/dev/null 2>&1; then
   echo "No Python $* runs here: uv is asked to fetch Python $1." >&2
   if uv python install "$1" >&2; then
     candidates=("$(uv python find --system "$1")")

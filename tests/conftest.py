@@ -7,7 +7,8 @@ import os
 from transform.environment import prepare_environment
 
 prepare_environment()
-# XLA compiles in half the time. What it compiles, and so what tests compare, is the same; only the code is slower.
+# XLA compiles in half the time without LLVM's optimizations. `make test-other` sets the variable to nothing, and so
+# runs the code that users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import fcntl
@@ -100,7 +101,10 @@ Shared = Callable[[str, Callable[[Path], Any]], Path]
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """Folders that are made once for all of pytest-xdist's workers, to be read alone: `shared(name, make)`."""
+    """Read-only folders that are made once for all of pytest-xdist's workers: `shared(name, make)`.
+
+    What could not be made is not tried again: all who ask for it fail with the first failure.
+    """
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -110,8 +114,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
             if not made.exists():
                 folder.mkdir(exist_ok=True)
-                make(folder)
                 made.touch()
+                try:
+                    make(folder)
+                except BaseException as error:
+                    made.write_text(f"{type(error).__name__}: {error}")
+                    raise
+            elif failure := made.read_text():
+                pytest.fail(f"`{name}` could not be made: {failure}", pytrace=False)
         return folder
 
     return find

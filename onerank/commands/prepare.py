@@ -51,7 +51,7 @@ def prepared_folder(output: str) -> Path:
 
 @contextmanager
 def user_errors() -> Iterator[SimpleNamespace]:
-    """Prints a user's mistake as one message, and keeps libraries quiet; `code` of what it gives is then 1, and else 0."""
+    """Prints a user's mistake as one message; `code` of what it gives is then 1, and else 0. Keeps libraries quiet."""
     import absl.logging
 
     from transform.errors import find_user_error

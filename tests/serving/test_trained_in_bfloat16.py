@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.export.signatures import RankingSignatures
+from trainer.ops.kernels import use_kernels
 from trainer.training.precision import computing_in
 from trainer.training.trainer import predict, train
 from transform.features.batching import request_batches
@@ -24,7 +25,8 @@ def test_it_serves_what_was_measured(small, tmp_path):
     files = small.transformed["test"]
     trained = train(spec, small.inputs(), small.transformed["eval"], files, str(tmp_path / "run"))
     preprocess = TransformGraph(small.transform_output.transform_savedmodel_dir)
-    signatures = RankingSignatures(spec, trained.model, preprocess).all()  # as they are exported
+    with use_kernels("portable"):  # as they are exported
+        signatures = RankingSignatures(spec, trained.model, preprocess).all()
 
     requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
     answer = signatures["serving_default"](examples=tf.constant(requests))

@@ -35,7 +35,7 @@ sys.exit(run_to(Moment("Trainer", "", "trainer.training.gradient_probe:GradientP
 
 @dataclass(frozen=True)
 class Start:
-    """A start of the pipeline after it ended.
+    """What a start of the pipeline came to.
 
     Attributes:
         code: int. What it ended with.
@@ -100,7 +100,13 @@ class Schedule:
     def __init__(self, shared: Callable[[str, Callable[[Path], Any]], Path]):
         self._shared = shared
         self._folder = shared("schedule", lambda folder: small_problem.write_data(folder / "data"))
-        self.output = self._folder / "out"
+        self._output = self._folder / "out"
+
+    @property
+    def output(self) -> Path:
+        """The output folder after all starts, so that nobody reads it while another start is being made."""
+        self.start(list(STARTS)[-1])
+        return self._output
 
     def start(self, name: str) -> Start:
         """A start by its name, one of `STARTS`."""
@@ -112,15 +118,14 @@ class Schedule:
 
     def copy(self, folder: Path) -> Path:
         """A copy of the output folder that knows of its own artifacts alone, to be changed."""
-        self.start(list(STARTS)[-1])
         copied = Path(shutil.copytree(self.output, folder / "out"))
         with contextlib.closing(sqlite3.connect(copied / "metadata" / "small.db")) as store, store:
             store.execute("UPDATE Artifact SET uri = replace(uri, ?, ?)", (str(self.output), str(copied)))
         return copied
 
     def _make(self, make: Callable[[Path, Path, Path], Start], folder: Path) -> None:
-        start = make(self._folder, self._folder / "data", self.output)
-        pushed = self.output / "serving" / "small"
+        start = make(self._folder, self._folder / "data", self._output)
+        pushed = self._output / "serving" / "small"
         versions = sorted(os.listdir(pushed)) if pushed.exists() else []
         (folder / "start.json").write_text(json.dumps(asdict(replace(start, versions=versions))))
 

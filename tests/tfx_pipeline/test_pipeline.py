@@ -80,6 +80,7 @@ def test_second_run_changes_nothing_and_prints_the_stored_table(schedule):
     first, second = schedule.start("first"), schedule.start("second")
     assert "Nothing changed: the model was trained and evaluated before" in second.stdout
     assert second.versions == first.versions
+    assert "note:" not in second.stdout, "nothing was interrupted"
     for line in first.stdout.splitlines():
         if "│" in line:
             assert line in second.stdout

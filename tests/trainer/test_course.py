@@ -7,6 +7,7 @@ import pytest
 from test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 
 from trainer.models.registry import build_model
+from trainer.training import trainer
 from trainer.training.course import Course
 from trainer.training.trainer import EPOCH_METRICS, evaluate
 from transform.features import request_example
@@ -57,13 +58,24 @@ def test_the_model_has_the_best_epochs_weights(small, stopped):
     ],
 )
 def test_patience_is_counted_from_the_best_epoch(metric, values, best):
-    """Of a course alone; that a training ends with it is what `stopped` shows."""
+    """Of a course alone; the next test shows that a training ends with its course."""
     course = Course(["buy", "save"], EarlyStopping(task="buy", metric=metric, patience=2))
     other, script = dict.fromkeys(EPOCH_METRICS, 0.5), iter(values)
     while not course.is_over:
-        is_best = course.add_epoch(0.5, {"buy": {**other, metric: next(script)}, "save": other})
-        assert is_best == (course.best_epoch == len(course.epochs) - 1)
+        course.add_epoch(0.5, {"buy": {**other, metric: next(script)}, "save": other})
     assert course.best_epoch == best and len(course.epochs) == best + 3
+
+
+def test_a_training_ends_with_its_course_by_the_metric_that_is_watched(small, few, tmp_path, monkeypatch):
+    def scripted(*_):
+        other = dict.fromkeys(EPOCH_METRICS, 0.5)
+        return {"buy": {**other, "normalized_entropy": next(script)}, "save": other, "share": other}
+
+    script = iter([NAN, 1.0, 0.9, 0.9, 0.95])
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    stopping = EarlyStopping(task="buy", metric="normalized_entropy", patience=2)
+    trained = run(small, tmp_path / "run", with_din(small.spec, epochs=9, early_stopping=stopping), few)
+    assert trained.best_epoch == 2 and len(trained.epochs) == 5, "less is better, and undefined is not the best"
 
 
 def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):
