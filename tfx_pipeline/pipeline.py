@@ -18,33 +18,16 @@ from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
 from tfx_pipeline.components.serving_validator import ServingValidator
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.custom_config import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.evaluation.eval_config import eval_config
+from tfx_pipeline.metadata import cached_code
 from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.metadata.runs import RESOLVER_ID
-from tfx_pipeline.tfx_functions import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from trainer.models.registry import build_model
 from trainer.training.trainer import check_settings
 from transform.features.model_inputs import ModelInputs
 from transform.features.request_example import raw_schema
 from transform.spec.ranking_spec import RankingSpec
-
-DATA_CODE = ("transform", "tfx_pipeline.components.impression_example_gen")
-TRANSFORM_CODE = ("transform", "tfx_pipeline.tfx_functions")
-EXPORT_CODE = tuple(
-    f"serving.{name}" for name in ("carried", "checks", "export", "model_files", "raw_inputs", "signatures", "warmup")
-)
-TRAINER_CODE = ("transform", "trainer", *EXPORT_CODE, "tfx_pipeline.tfx_functions")
-SERVING_CODE = (
-    *("transform", "trainer", "serving"),
-    *("tfx_pipeline.evaluation.serving_validation", "tfx_pipeline.components.serving_validator"),
-)
-EVALUATION_CODE = (
-    "trainer.metrics.ranking_metrics",
-    "tfx_pipeline.evaluation.eval_config",
-    "tfx_pipeline.evaluation.extractors",
-    "tfx_pipeline.evaluation.tfma_metrics",
-    "tfx_pipeline.evaluation.tfma_plots",
-)
 
 
 def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
@@ -69,7 +52,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     # settings are wrong now or never
     check_settings(spec, build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1)))
     data_json = spec.data_part().to_json()
-    example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*DATA_CODE))
+    example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*cached_code.EXAMPLE_GEN))
     examples = example_gen.outputs["examples"]
     statistics = StatisticsGen(examples=examples)
     schema_gen = SpecSchema(text=text_format.MessageToString(raw_schema(spec)))
@@ -81,7 +64,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         schema=schema,
         preprocessing_fn="tfx_pipeline.tfx_functions.preprocessing_fn",
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "eval"]),
-        custom_config={SPEC_KEY: data_json, CODE_KEY: code_version(*TRANSFORM_CODE)},
+        custom_config={SPEC_KEY: data_json, CODE_KEY: code_version(*cached_code.TRANSFORM)},
     )
     transform.add_upstream_node(gate)
     trainer = Trainer(
@@ -93,7 +76,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
         custom_config={
             SPEC_KEY: _training_part(spec).to_json(),
-            CODE_KEY: code_version(*TRAINER_CODE),
+            CODE_KEY: code_version(*cached_code.trainer(spec.model.name)),
             CHECKPOINTS_KEY: config.checkpoints_dir,
         },
     )
@@ -103,14 +86,14 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         model=trainer.outputs["model"],
         baseline_model=baseline.outputs["model"] if baseline else None,
         schema=schema,
-        eval_config=eval_config(spec, code_version(*EVALUATION_CODE)),
+        eval_config=eval_config(spec, code_version(*cached_code.EVALUATOR)),
         example_splits=["test"],
         module_path="tfx_pipeline.evaluation.extractors",
     )
     baselines = Baselines(
         examples=examples,
         spec=data_json,
-        code=code_version("tfx_pipeline.components.baselines", "trainer.metrics.ranking_metrics"),
+        code=code_version(*cached_code.BASELINES),
     )
     serving_validator = None
     if spec.evaluation.served_requests:
@@ -120,7 +103,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
             transform_graph=transform.outputs["transform_graph"],
             examples=examples,
             **({"baseline": baseline.outputs["model"]} if baseline else {}),
-            code=code_version(*SERVING_CODE),
+            code=code_version(*cached_code.serving_validator(spec.model.name)),
             requests=spec.evaluation.served_requests,
             max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
         )

@@ -12,16 +12,13 @@ import tensorflow_transform as tft
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from serving.export.exporter import export_model
+from tfx_pipeline.custom_config import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from trainer.training.trainer import train
 from transform.features.model_inputs import ModelInputs
 from transform.features.preprocessing import make_preprocessing_fn
 from transform.features.transform_graph import TransformGraph
 from transform.spec.ranking_spec import RankingSpec
 
-SPEC_KEY = "spec"
-CODE_KEY = "code"  # a hash of the code that a component runs: TFX's cache sees it, nothing else reads it
-
-CHECKPOINTS_KEY = "checkpoints"
 OTHERS_KEPT = 2  # trainings that were interrupted and not taken up since
 
 

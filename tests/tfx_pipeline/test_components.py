@@ -12,6 +12,7 @@ import grimp
 import numpy as np
 import pytest
 import small_problem
+from conftest import repository
 from google.protobuf import text_format
 from ml_metadata.metadata_store import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
@@ -26,8 +27,9 @@ from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.metadata.code_version import code_version
-from tfx_pipeline.pipeline import EXPORT_CODE, create_pipeline
+from tfx_pipeline.metadata import cached_code
+from tfx_pipeline.metadata.code_version import code_version, source_files
+from tfx_pipeline.pipeline import create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.features.request_example import raw_schema
 from transform.ingest.check_counts import check_counts
@@ -263,6 +265,10 @@ def cache_keys(spec: RankingSpec, folder: Path) -> dict[str, str]:
     return {node: key for node, key in keys.items() if node != "AtomicPusher"}  # it is never cached
 
 
+def holds(folder: str, module: str) -> bool:
+    return f"{module}.".startswith(f"{folder}.") or f"{folder}.".startswith(f"{module}.")
+
+
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {node for node in before if before[node] != after[node]}
 
@@ -275,7 +281,7 @@ def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec)
     before = cache_keys(spec, tmp_path)
     assert changed(before, cache_keys(after(), tmp_path)) == set()
     model = cache_keys(after(model={"name": "din", "d": 4}), tmp_path)
-    assert changed(before, model) == {"Trainer"}
+    assert changed(before, model) == {"Trainer", "ServingValidator"}
     assert changed(before, cache_keys(spec.with_seed(7), tmp_path)) == {"Trainer"}
     evaluation = cache_keys(after(evaluation={"slices": [["brand"]]}), tmp_path)
     assert changed(before, evaluation) == {"Evaluator"}
@@ -291,12 +297,13 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     before = cache_keys(spec, tmp_path)
     real = code_version
 
-    def edited(package: str):
-        return lambda *modules: real(*modules) + ("edited" if any(m.startswith(package) for m in modules) else "")
+    def edited(module: str):
+        """As if a file of the module was edited: the folders that hold it, or lie in it, have another hash."""
+        return lambda *modules: real(*modules) + ("edited" if any(holds(name, module) for name in modules) else "")
 
     expected = {
-        "trainer.metrics.ranking_metrics": {"Evaluator", "Baselines"},
-        "serving.export.signatures": {"Trainer"},
+        "trainer.metrics.ranking_metrics": {"Trainer", "ServingValidator", "Evaluator", "Baselines"},
+        "serving.export.signatures": {"Trainer", "ServingValidator"},
         "serving": {"Trainer", "ServingValidator"},
         "tfx_pipeline.evaluation.serving_validation": {"ServingValidator"},
         "tfx_pipeline.evaluation.extractors": {"Evaluator"},
@@ -308,9 +315,50 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
 
 
-def test_the_trainer_is_cached_by_all_that_its_export_runs_and_by_no_server():
-    graph = grimp.build_graph("serving")
-    assert set(EXPORT_CODE) == {"serving.export.exporter", *graph.find_upstream_modules("serving.export.exporter")}
+CACHED_BY = {
+    "tfx_pipeline.components.impression_example_gen": cached_code.EXAMPLE_GEN,
+    "transform.features.preprocessing": cached_code.TRANSFORM,
+    "tfx_pipeline.tfx_functions": cached_code.trainer("onerank"),
+    "trainer.models.onerank.model": cached_code.trainer("onerank"),
+    "trainer.models.din.model": cached_code.trainer("din"),
+    "tfx_pipeline.components.serving_validator": cached_code.serving_validator("onerank"),
+    "tfx_pipeline.evaluation.extractors": cached_code.EVALUATOR,
+    "tfx_pipeline.evaluation.tfma_metrics": cached_code.EVALUATOR,
+    "tfx_pipeline.evaluation.tfma_plots": cached_code.EVALUATOR,
+    "tfx_pipeline.components.baselines": cached_code.BASELINES,
+}
+
+
+@pytest.mark.parametrize("module", CACHED_BY)
+def test_a_component_is_cached_by_all_that_it_imports(module):
+    graph = grimp.build_graph("transform", "trainer", "serving", "tfx_pipeline")
+    folders = CACHED_BY[module]
+    run = {module, *graph.find_upstream_modules(module)}
+    assert [name for name in sorted(run) if not any(f"{name}.".startswith(f"{folder}.") for folder in folders)] == []
+
+
+def sources(folders: tuple[str, ...]) -> set[str]:
+    files = {path.relative_to(repository()) for folder in folders for path, _ in source_files(folder)}
+    return {str(path) for path in files}
+
+
+def test_another_model_retrains_nobody():
+    of_models = {path for path in sources(cached_code.trainer("onerank")) if path.startswith("trainer/models/")}
+    assert "trainer/models/onerank/model.py" in of_models
+    others = {path for path in of_models if not path.startswith("trainer/models/onerank/")}
+    assert others == {"trainer/models/base.py", "trainer/models/registry.py"}
+
+
+def test_an_edit_of_the_operations_in_cpp_retrains():
+    for path in ("trainer/ops/cc/kernels.cc", "trainer/ops/cc/attention_kernels.h"):
+        assert path in sources(cached_code.trainer("onerank"))
+        assert path not in sources(cached_code.EXAMPLE_GEN) | sources(cached_code.TRANSFORM)
+
+
+def test_an_edit_of_the_padding_concerns_neither_the_examples_nor_the_server():
+    assert "transform/features/padding.py" in sources(cached_code.trainer("onerank"))
+    assert "transform/features/padding.py" not in sources(cached_code.EXAMPLE_GEN) | sources(cached_code.TRANSFORM)
+    assert not any(path.startswith("serving/server") for path in sources(cached_code.trainer("onerank")))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
-from tfx_pipeline.tfx_functions import CODE_KEY, SPEC_KEY
+from tfx_pipeline.custom_config import CODE_KEY, SPEC_KEY
 from transform.ingest.beam_requests import COUNTS, SPLITS, RequestExamples, WriteCounts
 from transform.ingest.check_counts import check_counts
 from transform.spec.ranking_spec import RankingSpec

@@ -7,6 +7,7 @@ import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 
+SUFFIXES = (".py", ".cc", ".h")
 LIBRARIES = ("apache-beam", "keras", "tensorflow", "tensorflow-transform", "tensorflow-model-analysis", "tfx")
 
 
@@ -23,12 +24,19 @@ def code_version(*modules: str) -> str:
     """
     digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in LIBRARIES).encode())
     for name in modules:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:
-            raise ModuleNotFoundError(f"An importable module is expected. Received: `{name}`.")
-        origin = Path(found.origin)
-        paths = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-        for path in paths:
-            digest.update(f"{name}/{path.relative_to(origin.parent)}\n".encode())
+        for path, relative in source_files(name):
+            digest.update(f"{name}/{relative}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def source_files(module: str) -> list[tuple[Path, Path]]:
+    """A module's sources, each with its path relative to the module's folder; of a package all below it, with C++."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"An importable module is expected. Received: `{module}`.")
+    origin = Path(found.origin)
+    paths = [origin]
+    if origin.name == "__init__.py":
+        paths = sorted(path for path in origin.parent.rglob("*") if path.suffix in SUFFIXES)
+    return [(path, path.relative_to(origin.parent)) for path in paths]
