@@ -6,7 +6,7 @@ DATA ?= data/kuairand_pure_mini
 
 PY     := .venv/bin/python
 BENCH  := PYTHONWARNINGS=ignore $(PY) -m benchmarks
-KUBEFLOW := $(PY) -m tfx_pipeline.runners.kubeflow --spec "$(SPEC)" --data gs://bucket/data --output gs://bucket/onerank --image onerank:test
+KUBEFLOW := .venv/bin/onerank kubeflow --spec "$(SPEC)" --data gs://bucket/data --output gs://bucket/onerank --image onerank:test
 # A worker has a file's tests, in the order of their collection: not those of few tests last, which may take minutes.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -25,10 +25,10 @@ setup:  ## Make .venv from the locked requirements, on the newest stack that thi
 	@STACK="$(STACK)" PYTHON="$(PYTHON)" scripts/setup.sh main
 
 demo: setup  ## Run the pipeline on the sample data: from an impression log to a pushed model
-	$(PY) -m tfx_pipeline.runners.local --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)" $(if $(SEED),--seed "$(SEED)")
+	.venv/bin/onerank run --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)" $(if $(SEED),--seed "$(SEED)")
 
 serve: setup  ## Serve the model that `make demo` pushed, and say how to ask it (PORT, REST_PORT)
-	$(PY) -m tfx_pipeline.runners.serve --spec "$(SPEC)" --output "$(OUT)" $(if $(PORT),--port "$(PORT)") $(if $(REST_PORT),--rest_api_port "$(REST_PORT)")
+	.venv/bin/onerank serve --spec "$(SPEC)" --output "$(OUT)" $(if $(PORT),--port "$(PORT)") $(if $(REST_PORT),--rest_api_port "$(REST_PORT)")
 
 test: setup  ## Run all tests, the fast ones first
 	$(PY) $(PYTEST) tests

@@ -15,7 +15,7 @@ SECONDS = 600  # the longest that it may take to be up
 
 
 class ServerProcess(server_process.ServerProcess):
-    """`python -m serving.server`, up when it is entered; after `kill` it may be started again, on the same ports.
+    """`onerank server`, up when it is entered; after `kill` it may be started again, on the same ports.
 
     Args:
         base: Path. The folder of the model's versions.

@@ -1,4 +1,4 @@
-"""Ranks the candidates of a request in a JSON file: `python -m serving.client --help`."""
+"""Ranks the candidates of a request in a JSON file: `onerank rank --help`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 when the request is wrong or the server doesn't answer.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m serving.client",
+        prog="onerank rank",
         description="Ranks the candidates of one request with a model that a server offers; prints them best first.",
         epilog='A request is {"user": {feature: value}, "context": {feature: value}, "sequences": {name: [{feature: '
         'value}, ...]}, "candidates": [{feature: value}, ...]}; null is a missing value, a set is a list of texts.',

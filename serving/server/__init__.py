@@ -1,4 +1,4 @@
-"""An embedded server with TF Serving's API, for laptops and tests: `python -m serving.server --help`."""
+"""An embedded server with TF Serving's API, for laptops and tests: `onerank server --help`."""
 
 from transform.extras import require_extra
 

@@ -1,4 +1,4 @@
-"""The command line of the embedded server: `python -m serving.server --help`."""
+"""The command line of the embedded server: `onerank server --help`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _exit_with_stdin() -> None:
 
 def _parse(argv: Sequence[str] | None) -> ServerOptions:
     parser = argparse.ArgumentParser(
-        prog="python -m serving.server",
+        prog="onerank server",
         description="Serves exported models with TF Serving's gRPC and REST API.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""A server that can be started from Python, and is by `python -m serving.server`."""
+"""A server that can be started from Python, and is by `onerank server`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def _flag(default: Any, help: str) -> Any:
 class ServerOptions:
     """The options of a server. Names are `tensorflow_model_server`'s where it has them; each field's text is the help.
 
-    Args: see `python -m serving.server --help`.
+    Args: see `onerank server --help`.
     """
 
     model_name: str = _flag("default", "the model's name in requests")

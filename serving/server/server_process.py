@@ -22,7 +22,7 @@ _ADDRESSES = re.compile(r"gRPC on (\S+:\d+), REST on (https?://\S+:\d+)")
 
 
 class ServerProcess:
-    """Runs `python -m serving.server` on free ports, for whoever has to live on when a model takes its server down.
+    """Runs `onerank server` on free ports, for whoever has to live on when a model takes its server down.
 
     The process ends when this one does, however that ends: it watches a pipe that the kernel closes then. A token in
     this process's environment is not handed on.

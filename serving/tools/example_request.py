@@ -1,4 +1,4 @@
-"""A request to try a served model with, made of an example: `python -m serving.tools.example_request --help`."""
+"""A request to try a served model with, made of an example: `onerank example --help`."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 when the user has something to correct.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m serving.tools.example_request",
-        description="Writes a request as `python -m serving.client --request` takes it, and as the body of a POST to "
+        prog="onerank example",
+        description="Writes a request as `onerank rank --request` takes it, and as the body of a POST to "
         "TF Serving's REST API, beside it as NAME.rest.json.",
     )
     parser.add_argument("--model", required=True, help="a version folder, or the folder that holds the versions")

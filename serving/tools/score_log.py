@@ -1,4 +1,4 @@
-"""Scores a log with an exported model: `python -m serving.tools.score_log --help`."""
+"""Scores a log with an exported model: `onerank score --help`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 when the user has something to correct.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m serving.tools.score_log",
+        prog="onerank score",
         description="Scores the impressions of a log with an exported model and writes a table, best score first in "
         "each request. The model brings its spec; the log needs no labels.",
     )
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", help="another spec file for the paths (default: the model's own)")
     parser.add_argument(
         "--aggregates",
-        help="a folder of `python -m transform.ingest.aggregates.export` to take counting features from, as a server "
+        help="a folder of `onerank aggregates` to take counting features from, as a server "
         "does (default: they are counted from the log as in training, which then has to hold the days before)",
     )
     parser.add_argument("--output", required=True, help="the .csv file to write")

@@ -497,7 +497,7 @@ def test_a_token_of_the_environment(base, monkeypatch):
 
 
 class Process:
-    """`python -m serving.server`, and where it listens."""
+    """`onerank server`, and where it listens."""
 
     def __init__(self, base: Path, port: int = 0, rest_port: int = 0):
         flags = {"model_name": NAME, "model_base_path": base, "port": port, "rest_api_port": rest_port}

@@ -1,4 +1,4 @@
-"""The report and the model card of a run: `python -m tfx_pipeline.reporting.report --help`."""
+"""The report and the model card of a run: `onerank report --help`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 when the user has something to correct.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tfx_pipeline.reporting.report",
+        prog="onerank report",
         description=f"Writes {REPORT_FILE} and {CARD_FILE} of a finished run to OUTPUT/reports/PIPELINE/RUN/, as the "
         "local runner does at the end of each run.",
     )

@@ -1,4 +1,4 @@
-"""Compiles the pipeline for Vertex AI or Kubeflow Pipelines: `python -m tfx_pipeline.runners.kubeflow --help`."""
+"""Compiles the pipeline for Vertex AI or Kubeflow Pipelines: `onerank kubeflow --help`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tfx_pipeline.runners.kubeflow",
+        prog="onerank kubeflow",
         description="Compiles the pipeline that a spec describes into the file that Vertex AI or Kubeflow Pipelines "
         "runs. Paths of data and output are those that the containers see, as gs://bucket/folder.",
     )

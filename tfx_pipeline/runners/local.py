@@ -1,4 +1,4 @@
-"""Runs the pipeline on this machine: `run_pipeline`, or `python -m tfx_pipeline.runners.local --help`."""
+"""Runs the pipeline on this machine: `run_pipeline`, or `onerank run --help`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tfx_pipeline.runners.local",
+        prog="onerank run",
         description="Trains, evaluates and pushes the ranking model that a spec describes, on this machine.",
     )
     add_pipeline_arguments(parser)

@@ -1,4 +1,4 @@
-"""Serves the model that the pipeline pushed: `python -m tfx_pipeline.runners.serve --help`."""
+"""Serves the model that the pipeline pushed: `onerank serve --help`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         1 when the user has something to correct; else it serves until SIGTERM or SIGINT.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tfx_pipeline.runners.serve",
+        prog="onerank serve",
         description="Serves the newest model that the pipeline pushed, with the embedded server. Other arguments are "
-        "the server's own, see `python -m serving.server --help`.",
+        "the server's own, see `onerank server --help`.",
     )
     parser.add_argument("--spec", required=True, help="the YAML file that the pipeline was run with")
     parser.add_argument("--output", required=True, help="the folder that the pipeline was run with as --output")

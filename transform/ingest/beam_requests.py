@@ -60,7 +60,7 @@ class RequestExamples(beam.PTransform):
         if spec.aggregates and not table and not self._sources.labelled:
             raise DataError(
                 "aggregates: a log with labels to count, or an exported table, is expected. Received: a log without "
-                "labels. Export a table with `python -m transform.ingest.aggregates.export` and give its folder "
+                "labels. Export a table with `onerank aggregates` and give its folder "
                 "with --aggregates."
             )
         self._add_aggregates = AddAggregates(spec, table) if spec.aggregates else None

@@ -204,7 +204,7 @@ def check_table(spec: RankingSpec, folder: str) -> int:
     path = os.path.join(folder, MANIFEST)
     if not tf.io.gfile.exists(path):
         raise DataError(
-            f"--aggregates: a folder that `python -m transform.ingest.aggregates.export` wrote is expected. "
+            f"--aggregates: a folder that `onerank aggregates` wrote is expected. "
             f"Received: `{folder}`, which holds no {MANIFEST}. Export the table first."
         )
     with tf.io.gfile.GFile(path) as file:

@@ -1,4 +1,4 @@
-"""Counting features as tables for a feature store: `python -m transform.ingest.aggregates.export --help`."""
+"""Counting features as tables for a feature store: `onerank aggregates --help`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from transform.spec.ranking_spec import RankingSpec
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the tables; returns 1 when the user has something to correct."""
     parser = argparse.ArgumentParser(
-        prog="python -m transform.ingest.aggregates.export",
+        prog="onerank aggregates",
         description="Writes the counting features of a spec as of the day before a date: one Parquet file a key, with "
         "one more row, whose key is null, for all keys that are not in it.",
     )
