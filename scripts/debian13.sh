@@ -4,6 +4,7 @@
 # DEBIAN_MIRROR names the archive to take Debian from; debootstrap's own default otherwise. Environment variables of pip and uv,
 # proxies and the certificates in /etc/ssl/certs/ca-certificates.crt hold there too. A root that is there already is used again; remove FOLDER for a new one.
 set -euo pipefail
+unset CDPATH
 
 [ $# -gt 0 ] || { echo "usage: debian13.sh FOLDER [TARGET...]" >&2; exit 2; }
 folder=$(realpath -m "$1")

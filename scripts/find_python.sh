@@ -6,7 +6,7 @@
 # there and ONERANK_PYTHON_DOWNLOAD is not `no`.
 set -euo pipefail
 
-# Prints the interpreter behind a candidate: not a shim, and not the virtual environment that it may lie in.
+# Prints the interpreter behind a candidate: not a shim, not a link, and not the virtual environment that it may lie in.
 probe='
 import os, platform, sys, sysconfig
 import bz2, ctypes, lzma, sqlite3, ssl  # what pip and the locked packages need; a self-compiled Python may lack some
@@ -15,14 +15,14 @@ fits = fits and platform.python_implementation() == "CPython"
 if sys.argv[1] == "complete":
     import ensurepip, venv
     fits = fits and os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
-sys.exit(1) if not fits else print(sys.executable if sys.prefix == sys.base_prefix else os.path.realpath(sys.executable))
+sys.exit(1) if not fits else print(os.path.realpath(sys.executable))
 '
 
 # first_of complete|running VERSION...: prints the first of the candidates that fits, and ends the search.
 first_of() {
   local candidate found
   for candidate in "${candidates[@]}"; do
-    if found=$("$candidate" -I -c "$probe" "$@" 2>/dev/null </dev/null) && [ -n "$found" ]; then
+    if found=$("$candidate" -I -c "$probe" "$@" 2>/dev/null </dev/null) && [ -x "$found" ]; then
       printf '%s\n' "$found"
       exit 0
     fi

@@ -24,7 +24,7 @@ STACKS = ("python_version < '3.11'", "python_version >= '3.11'")
 def pins(lock: str) -> Iterator[Requirement]:
     """The packages of a lock, each with its version and, in a universal lock, its marker; hashes are left out."""
     for line in lock.splitlines():
-        if line[:1].isalnum():  # hashes and remarks are indented
+        if line and line[0] not in " #":  # hashes and remarks are indented
             yield Requirement(line.rstrip(" \\"))
 
 
@@ -43,7 +43,7 @@ def constraints(*locks: str) -> str:
     lines = []
     for stack, lock in zip(STACKS, locks, strict=True):
         for pin in pins(lock):
-            if [of.operator for of in pin.specifier] != ["=="]:
+            if [of.operator for of in pin.specifier] != ["=="] or "*" in str(pin.specifier):
                 raise ValueError(f"A lock should pin one version a line. Received: {pin}.")
             marker = Marker(f"{stack} and ({pin.marker})" if pin.marker else stack)
             lines.append((pin.name, f"{pin.name}{pin.specifier}; {marker}"))
@@ -56,7 +56,11 @@ def main() -> int:
     parser.add_argument("locks", nargs=2, type=Path, metavar="LOCK", help="stack A's, then stack B's")
     parser.add_argument("--output", type=Path, help="the file to write (default: standard output)")
     arguments = parser.parse_args()
-    text = constraints(*(path.read_text(encoding="utf-8") for path in arguments.locks))
+    try:
+        text = constraints(*(path.read_text(encoding="utf-8") for path in arguments.locks))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if not arguments.output:
         sys.stdout.write(text)
         return 0

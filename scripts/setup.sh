@@ -10,6 +10,9 @@
 # STACK=a or STACK=b overrides the choice of main, PYTHON=/path/to/python names its interpreter.
 # requirements/stack-a.in and stack-b.in say what the stacks are, docs/stacks.md how the choice is made.
 set -euo pipefail
+# Settings of the caller's other environments, by which Python would start wrongly or pip install elsewhere.
+unset CDPATH PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_HASHES UV_REQUIRE_HASHES
+export PIP_USER=0
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly GLIBC_OF_B=2.39
@@ -121,9 +124,9 @@ make_environment() {
   printf '%s\n' "$base" "$sources" >"$folder/.installed"
 }
 
-# FOLDER's environment was made in this place, and its Python is still there.
+# FOLDER's environment was made in this place, and its Python is still there, in the version that it was made with.
 is_usable() {
-  [ "$(recorded "$1" folder)" = "$PWD" ] && "$1/bin/python" -c '' 2>/dev/null
+  [ "$(recorded "$1" folder)" = "$PWD" ] && "$1/bin/python" -I -c 'import pip' 2>/dev/null
 }
 
 recorded() { # FOLDER stack|python|folder|lock|sources: as make_environment wrote it, or nothing

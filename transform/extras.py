@@ -79,7 +79,8 @@ def packages(extra: str) -> list[str]:
 
 
 def _is_there(package: str) -> bool:
-    return importlib.util.find_spec(_MODULES.get(package, package.replace("-", "_"))) is not None
+    spec = importlib.util.find_spec(_MODULES.get(package, package.replace("-", "_")))
+    return spec is not None and spec.origin is not None  # a folder of that name is no package
 
 
 def _is_program(module: str) -> bool:
