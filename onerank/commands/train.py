@@ -47,8 +47,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = run_folder(arguments.output, spec.name)
     depends_on = f"{spec.to_json()}\n{prepared.folder}"
     unfinished = run / "unfinished" / hashlib.sha256(depends_on.encode()).hexdigest()[:12]
-    files = (prepared.files("transformed", split) for split in ("train", "eval"))
-    trained = train(spec, prepared.inputs, *files, str(run), str(unfinished))
+    train_files, eval_files = (prepared.files("transformed", split) for split in ("train", "eval"))
+    trained = train(spec, prepared.inputs, train_files, eval_files, str(run), str(unfinished))
     shutil.rmtree(run / "unfinished", ignore_errors=True)
     print(f"Trained: {run}; epoch {trained.best_epoch + 1} of {len(trained.epochs)} is kept.")
 
