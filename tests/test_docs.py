@@ -144,7 +144,7 @@ def quoted_messages():
 def texts_of_the_code():
     """Every text in the packages, with \\0 for what is filled in; and those that tell of a user's mistake."""
     texts, of_mistakes = set(), set()
-    for package in ("transform", "trainer", "serving", "tfx_pipeline"):
+    for package in ("onerank", "transform", "trainer", "serving", "tfx_pipeline"):
         for path in (ROOT / package).rglob("*.py"):
             tree, is_spec = ast.parse(path.read_text()), path.name.startswith("spec")
             docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

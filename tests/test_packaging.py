@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from transform.extras import INCLUDES, PACKAGES
 
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
-FOLDERS = ("transform", "trainer", "serving", "tfx_pipeline")
+FOLDERS = ("onerank", "transform", "trainer", "serving", "tfx_pipeline")
 PROGRAM = """
 import logging
 logging.basicConfig(level="INFO")
@@ -227,7 +227,7 @@ def test_what_is_looked_for_is_what_the_extras_declare(metadata):
 @pytest.mark.parametrize(
     ("extra", "modules"),
     [
-        ("", ["transform.spec.ranking_spec", "transform.datasets.*"]),
+        ("", ["onerank.cli", "transform.spec.ranking_spec", "transform.datasets.*"]),
         ("client", ["serving.client.__main__"]),
         ("redis", ["serving.client.redis_context_cache"]),
         ("serving", ["serving.server.*", "serving.client.grpc_transport"]),
@@ -239,6 +239,7 @@ def test_what_is_looked_for_is_what_the_extras_declare(metadata):
                 "serving.tools.score_log",
                 "serving.tools.example_request",
                 "serving.tools.server_config",
+                "onerank.commands.*",
             ],
         ),
         ("tfx", ["tfx_pipeline.*"]),
@@ -263,9 +264,18 @@ def test_a_program_without_its_extra_says_so_in_a_line(environments, module, ext
     assert found.returncode == 1
     assert found.stdout == ""
     (line,) = found.stderr.splitlines()
-    assert line.startswith(f"error: {module.split('.local')[0]}: ")
+    assert line.startswith(f"error: {module.split('.runners')[0]}: ")
     assert line.endswith(f'pip install "onerank[{extra}]"')
     assert ("tensorflow" in line) == (extra != "client")
+
+
+@pytest.mark.parametrize(("command", "extra"), [("run", "tfx"), ("train", "train"), ("rank", "client")])
+def test_a_command_without_its_extra_says_so_in_a_line(environments, command, extra, tmp_path):
+    arguments = ("--spec", "x.yaml", "--data", ".", "--output", "out")
+    found = tried(environments(""), "-m", "onerank", command, *arguments, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (1, "")
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("error: ") and line.endswith(f'pip install "onerank[{extra}]"')
 
 
 def test_an_import_without_its_extra_says_so(environments, tmp_path):

@@ -172,7 +172,7 @@ def _edited(folder: Path, data: Path, output: Path) -> Start:
     code = folder / "code"
     for package in PACKAGES:
         shutil.copytree(repository() / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (code / "trainer" / "models" / "din.py").open("a") as file:
+    with (code / "trainer" / "models" / "onerank" / "model.py").open("a") as file:
         file.write("\n# an edit\n")
     return _done(run_from_shell(_spec(folder, "unserved", evaluation=UNSERVED), data, output, code=code))
 
