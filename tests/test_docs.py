@@ -146,7 +146,7 @@ def texts_of_the_code():
     texts, of_mistakes = set(), set()
     for package in ("onerank", "transform", "trainer", "serving", "tfx_pipeline"):
         for path in (ROOT / package).rglob("*.py"):
-            tree, is_spec = ast.parse(path.read_text()), path.name.startswith("spec")
+            tree, is_spec = ast.parse(path.read_text()), path.parent.name == "spec"
             docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):
                 if id(node) not in docstrings:

@@ -1,10 +1,10 @@
 """The command `onerank` and the names of `import onerank`."""
 
 import csv
-import importlib
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import small_problem
@@ -12,6 +12,7 @@ from conftest import repository
 
 import onerank
 from onerank.cli import COMMANDS, main
+from transform.extras import MissingExtra
 
 
 def test_help_lists_every_command_with_a_line(capsys):
@@ -35,9 +36,9 @@ def test_every_command_has_help_under_its_own_name(command, capsys):
 
 def test_a_missing_extra_is_one_line_of_error(monkeypatch, capsys):
     def without(module):
-        raise importlib.import_module("transform.extras").MissingExtra(f"{module}: the packages are expected.")
+        raise MissingExtra(f"{module}: the packages are expected.")
 
-    monkeypatch.setattr("onerank.cli.importlib.import_module", without)
+    monkeypatch.setattr("onerank.cli.importlib", SimpleNamespace(import_module=without))
     assert main(["server"]) == 1
     assert capsys.readouterr().err == "error: serving.server.__main__: the packages are expected.\n"
 

@@ -331,7 +331,7 @@ def test_configuration_follows_the_spec():
     config = eval_config.eval_config(SPEC, "abc")
     assert [list(slicing.feature_keys) for slicing in config.slicing_specs][0] == []
     assert dict(config.model_specs[0].label_keys) == {task: f"label_{task}" for task in TASKS}
-    assert [list(ranking_metrics.output_names) for metrics in config.metrics_specs] == [[task] for task in TASKS]
+    assert [list(metrics.output_names) for metrics in config.metrics_specs] == [[task] for task in TASKS]
     assert config != eval_config.eval_config(SPEC, "changed")
 
 
