@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .PHONY: help setup demo serve test setup-airflow setup-other airflow-test kubeflow-test test-fast test-other debian13 test-asan fuzz-ops lint docs bench-attention bench-train bench-serving bench-serving-load bench-lightgbm bench-synthetic bench-scorers bench-kuairand bench-seesaw kill-matrix notebooks lock clean distclean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: SEED, OUT ($(OUT)), SPEC ($(SPEC)), DATA ($(DATA)), STACK (a or b), PYTHON (an interpreter)"
 
 setup:  ## Make .venv from the locked requirements, on the newest stack that this machine can run (once)
@@ -69,6 +69,7 @@ test-asan: setup  ## Run random cases of the C++ operations under the address sa
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_INSTRUCTIONS=$$kernels \
 		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_ops.py --cases 200 || exit 1; \
 	done
+
 notebooks: setup  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
 	rm -rf "$(OUT)/notebooks"
 	SPEC="$(SPEC)" DATA="$(DATA)" OUT="$(OUT)/notebooks" $(PY) scripts/notebooks.py notebooks/*.ipynb

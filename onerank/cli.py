@@ -14,7 +14,10 @@ COMMANDS = {
     "report": ("tfx_pipeline.reporting.report", "write the report and the model card of a run again"),
     "kubeflow": ("tfx_pipeline.runners.kubeflow", "compile the pipeline for Vertex AI or Kubeflow Pipelines"),
     "prepare": ("onerank.commands.prepare", "make a log into training data, without TFX"),
-    "train": ("onerank.commands.train", "train on prepared data, without TFX"),
+    "train": (
+        "onerank.commands.train",
+        "train the model of a spec, without TFX; prepares the log first if that was not done",
+    ),
     "export": ("onerank.commands.export", "export what `train` trained as a SavedModel"),
     "score": ("serving.tools.score_log", "score a log with an exported model"),
     "aggregates": ("transform.ingest.aggregates.export", "export aggregate features as tables for a feature store"),

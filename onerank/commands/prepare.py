@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,8 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def prepared_folder(output: str) -> Path:
-    """Where prepared data lie below an output folder."""
-    return Path(output) / "prepared"
+    """Where prepared data lie below an output folder; makes it.
+
+    Raises:
+        DataError: when it can't be written.
+    """
+    from transform.errors import DataError
+
+    folder = Path(output) / "prepared"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: a folder that can be written is expected. Received: {error}.") from error
+    return folder
 
 
 @contextmanager
@@ -56,7 +68,9 @@ def user_errors() -> Iterator[SimpleNamespace]:
 
     from transform.errors import find_user_error
 
-    absl.logging.set_verbosity(absl.logging.ERROR)  # TensorFlow Transform warns of Keras 3, which a user can't change
+    # What TensorFlow Transform says of Keras 3, and Beam of its own types, a user can't change.
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     outcome = SimpleNamespace(code=0)
     try:
         yield outcome

@@ -56,7 +56,7 @@ def main(job, moment, count):
         make = trainer.make_train_step
         trainer.make_train_step = lambda *arguments: nth(make(*arguments), count, die)
     elif moment == "evaluation":
-        trainer.metrics.compute = nth(trainer.metrics.compute, count, die)
+        trainer.ranking_metrics.compute = nth(trainer.ranking_metrics.compute, count, die)
     elif moment == "save":
         TrainingCheckpoints.save = nth(TrainingCheckpoints.save, count, die_while_writing)
     values = json.loads(Path(job).read_text())
