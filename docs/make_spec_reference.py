@@ -21,7 +21,7 @@ from transform.spec.ranking_spec import RankingSpec
 PAGE = Path(__file__).with_name("spec.md")
 HEAD = """# The spec file, key by key
 
-<!-- Written by docs/make_spec_reference.py (make docs) from the schema: edit transform/spec/*.py or a model instead. -->
+<!-- Written by docs/make_spec_reference.py (make docs) from the schema: edit transform/spec or a model instead. -->
 
 A spec is one YAML file; [README.md](../README.md) has a small one that runs. Types are written as in YAML: [name, ...]
 is a list, {name: text} a mapping. A *name* has lower-case letters, digits and `_`, and begins with a letter; no two of

@@ -16,7 +16,7 @@ COMMANDS = {
     "prepare": ("onerank.commands.prepare", "make a log into training data, without TFX"),
     "train": (
         "onerank.commands.train",
-        "train the model of a spec, without TFX; prepares the log first if that was not done",
+        "train the model of a spec, without TFX; prepares the log first",
     ),
     "export": ("onerank.commands.export", "export what `train` trained as a SavedModel"),
     "score": ("serving.tools.score_log", "score a log with an exported model"),
