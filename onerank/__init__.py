@@ -11,7 +11,7 @@ spec = onerank.load_spec("data/kuairand_mini.yaml")
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     load_spec = RankingSpec.load
 
 _PUBLIC = {
-    "ModelInputs": "transform.features.model_inputs",
-    "RankingSpec": "transform.spec.ranking_spec",
-    "Ranker": "serving.client.ranker",
-    "build_model": "trainer.models.registry",
-    "export_model": "serving.export.exporter",
-    "load_spec": "transform.spec.ranking_spec",
-    "prepare": "transform.ingest.prepare",
-    "train": "trainer.training.trainer",
+    "ModelInputs": "transform.features.model_inputs:ModelInputs",
+    "RankingSpec": "transform.spec.ranking_spec:RankingSpec",
+    "Ranker": "serving.client.ranker:Ranker",
+    "build_model": "trainer.models.registry:build_model",
+    "export_model": "serving.export.exporter:export_model",
+    "load_spec": "transform.spec.ranking_spec:RankingSpec.load",
+    "prepare": "transform.ingest.prepare:prepare",
+    "train": "trainer.training.trainer:train",
 }
-__all__ = list(_PUBLIC)  # noqa: PLE0604
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
@@ -44,10 +44,7 @@ def __getattr__(name: str) -> Any:
     from transform.environment import prepare_environment
 
     prepare_environment()  # asks for Keras 3 before anything imports TensorFlow Transform
-    module = importlib.import_module(_PUBLIC[name])
-    value = module.RankingSpec.load if name == "load_spec" else getattr(module, name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, pkgutil.resolve_name(_PUBLIC[name]))
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from transform.errors import UserError
+from transform.errors import reports_user_errors
 
 # Command: the module whose `main` it is, and one line of help. In the order of a project: from a log to a ranking.
 COMMANDS = {
@@ -14,10 +14,7 @@ COMMANDS = {
     "report": ("tfx_pipeline.reporting.report", "write the report and the model card of a run again"),
     "kubeflow": ("tfx_pipeline.runners.kubeflow", "compile the pipeline for Vertex AI or Kubeflow Pipelines"),
     "prepare": ("onerank.commands.prepare", "make a log into training data, without TFX"),
-    "train": (
-        "onerank.commands.train",
-        "train the model of a spec, without TFX; prepares the log first",
-    ),
+    "train": ("onerank.commands.train", "train the model of a spec, without TFX; prepares the log first"),
     "export": ("onerank.commands.export", "export what `train` trained as a SavedModel"),
     "score": ("serving.tools.score_log", "score a log with an exported model"),
     "aggregates": ("transform.ingest.aggregates.export", "export aggregate features as tables for a feature store"),
@@ -28,6 +25,7 @@ COMMANDS = {
 }
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -45,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: unknown command `{command}`. Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    try:
-        return importlib.import_module(COMMANDS[command][0]).main(rest)
-    except UserError as error:  # such as an extra that is not installed
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return importlib.import_module(COMMANDS[command][0]).main(rest)
 
 
 def _help() -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+_Arguments = ParamSpec("_Arguments")
 
 
 class UserError(Exception):
@@ -24,6 +30,23 @@ class PipelineError(UserError):
 _IN_TRACE = re.compile(r"(?:SpecError|DataError|PipelineError): (?P<text>.*?)(?: \[while running|\n\S|\Z)", re.DOTALL)
 
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|file too large|disk is full", re.IGNORECASE)
+
+
+def reports_user_errors(main: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
+    """Decorates a program's `main`: what a user has to correct is printed as one message, and the exit code is 1."""
+
+    @functools.wraps(main)
+    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except Exception as error:
+            message = find_user_error(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+
+    return reporting
 
 
 def find_user_error(error: BaseException) -> str | None:

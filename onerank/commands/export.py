@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from onerank.commands.prepare import add_arguments, prepared_folder, user_errors
+from onerank.commands.prepare import parser, prepared_folder, require_libraries
 from onerank.commands.train import run_folder
-from transform.environment import prepare_environment
-from transform.extras import require_extra
-
-prepare_environment()
+from transform.errors import DataError, reports_user_errors
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a new version folder of the model.
 
@@ -24,18 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when the user has something to correct.
     """
-    parser = add_arguments(argparse.ArgumentParser(prog="onerank export", description=__doc__.partition(": ")[2]))
-    arguments = parser.parse_args(argv)
-    require_extra("train", "onerank.commands.export")
-    with user_errors() as outcome:
-        _export(arguments)
-    return outcome.code
-
-
-def _export(arguments: argparse.Namespace) -> None:
+    arguments = parser("export", "Writes what `onerank train` trained as a SavedModel.").parse_args(argv)
+    require_libraries("export")
     from serving.export.exporter import export_model
     from trainer.models.registry import build_model
-    from transform.errors import DataError
     from transform.features.transform_graph import TransformGraph
     from transform.ingest.prepare import prepare
     from transform.spec.ranking_spec import RankingSpec
@@ -55,3 +44,4 @@ def _export(arguments: argparse.Namespace) -> None:
     path = Path(arguments.output) / "model" / spec.name / str(int(time.time()))
     export_model(spec, model, TransformGraph(prepared.transform_output.transform_savedmodel_dir), str(path))
     print(f"Exported: {path}")
+    return 0

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 from transform.environment import prepare_environment
+from transform.errors import DataError, reports_user_errors
 from transform.extras import require_extra
 
 prepare_environment()
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares the data of a spec, or finds that this was done before.
 
@@ -25,24 +24,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when the user has something to correct.
     """
-    parser = argparse.ArgumentParser(prog="onerank prepare", description="Makes a log into training data, without TFX.")
-    arguments = add_arguments(parser).parse_args(argv)
-    require_extra("train", "onerank.commands.prepare")
-    with user_errors() as outcome:
-        from transform.ingest.prepare import prepare
-        from transform.spec.ranking_spec import RankingSpec
+    arguments = parser("prepare", "Makes a log into training data, without TFX.").parse_args(argv)
+    require_libraries("prepare")
+    from transform.ingest.prepare import prepare
+    from transform.spec.ranking_spec import RankingSpec
 
-        prepared = prepare(RankingSpec.load(arguments.spec), arguments.data, prepared_folder(arguments.output))
-        print(f"Prepared: {prepared.folder}")
-    return outcome.code
+    prepared = prepare(RankingSpec.load(arguments.spec), arguments.data, prepared_folder(arguments.output))
+    print(f"Prepared: {prepared.folder}")
+    return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Adds what `prepare`, `train` and `export` share: by these they find one another's files."""
-    parser.add_argument("--spec", required=True, help="the YAML file that describes the ranking problem")
-    parser.add_argument("--data", required=True, help="the folder that the paths in the spec are relative to")
-    parser.add_argument("--output", required=True, help="the folder to write; the same for prepare, train and export")
-    return parser
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with what `prepare`, `train` and `export` share: by these they find one another's files."""
+    made = argparse.ArgumentParser(prog=f"onerank {command}", description=description)
+    made.add_argument("--spec", required=True, help="the YAML file that describes the ranking problem")
+    made.add_argument("--data", required=True, help="the folder that the paths in the spec are relative to")
+    made.add_argument("--output", required=True, help="the folder to write; the same for prepare, train and export")
+    return made
+
+
+def require_libraries(command: str) -> None:
+    """Sees that the libraries are there, and silences what they say and a user can't change.
+
+    TensorFlow Transform warns of Keras 3, and Beam of its own types.
+    """
+    require_extra("train", f"onerank {command}")
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
 
 def prepared_folder(output: str) -> Path:
@@ -51,32 +61,9 @@ def prepared_folder(output: str) -> Path:
     Raises:
         DataError: when it can't be written.
     """
-    from transform.errors import DataError
-
     folder = Path(output) / "prepared"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output: a folder that can be written is expected. Received: {error}.") from error
     return folder
-
-
-@contextmanager
-def user_errors() -> Iterator[SimpleNamespace]:
-    """Prints a user's mistake as one message; `code` of what it gives is then 1, and else 0. Keeps libraries quiet."""
-    import absl.logging
-
-    from transform.errors import find_user_error
-
-    # What TensorFlow Transform says of Keras 3, and Beam of its own types, a user can't change.
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    outcome = SimpleNamespace(code=0)
-    try:
-        yield outcome
-    except Exception as error:
-        message = find_user_error(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        outcome.code = 1

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from onerank.commands.prepare import add_arguments, prepared_folder, user_errors
-from transform.environment import prepare_environment
-from transform.extras import require_extra
-
-prepare_environment()
+from onerank.commands.prepare import parser, prepared_folder, require_libraries
+from transform.errors import reports_user_errors
+from transform.source_hash import source_hash
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, and keeps the weights and logs below the output folder.
 
-    A training that was killed goes on from its checkpoint when the same command is given again.
+    A training that was killed goes on from its checkpoint when the same command is given again, if spec, data and code
+    are the same.
 
     Args:
         argv: sequence of str, optional. Command-line arguments. Defaults to those of the process.
@@ -26,18 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when the user has something to correct.
     """
-    parser = add_arguments(
-        argparse.ArgumentParser(prog="onerank train", description="Trains the model of a spec, without TFX.")
-    )
-    parser.add_argument("--seed", type=int, help="instead of `training.seed` in the spec")
-    arguments = parser.parse_args(argv)
-    require_extra("train", "onerank.commands.train")
-    with user_errors() as outcome:
-        _train(arguments)
-    return outcome.code
-
-
-def _train(arguments: argparse.Namespace) -> None:
+    options = parser("train", "Trains the model of a spec, without TFX. Prepares its data first.")
+    options.add_argument("--seed", type=int, help="instead of `training.seed` in the spec")
+    arguments = options.parse_args(argv)
+    require_libraries("train")
     from trainer.training.trainer import train
     from transform.ingest.prepare import prepare
     from transform.spec.ranking_spec import RankingSpec
@@ -45,12 +36,14 @@ def _train(arguments: argparse.Namespace) -> None:
     spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
     prepared = prepare(spec, arguments.data, prepared_folder(arguments.output))
     run = run_folder(arguments.output, spec.name)
-    depends_on = f"{spec.to_json()}\n{prepared.folder}"
+    code = source_hash(("transform", "trainer"), ("keras", "tensorflow"))
+    depends_on = f"{spec.to_json()}\n{prepared.folder}\n{code}"
     unfinished = run / "unfinished" / hashlib.sha256(depends_on.encode()).hexdigest()[:12]
     train_files, eval_files = (prepared.files("transformed", split) for split in ("train", "eval"))
     trained = train(spec, prepared.inputs, train_files, eval_files, str(run), str(unfinished))
     shutil.rmtree(run / "unfinished", ignore_errors=True)
     print(f"Trained: {run}; epoch {trained.best_epoch + 1} of {len(trained.epochs)} is kept.")
+    return 0
 
 
 def run_folder(output: str, name: str) -> Path:

@@ -25,13 +25,14 @@ from tensorflow_serving.apis import prediction_log_pb2
 from serving.export.exporter import load_spec, newest_version
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RANK, SERVING_DEFAULT
-from transform.errors import DataError, UserError
+from transform.errors import DataError, reports_user_errors
 from transform.features import request_example
 from transform.spec.ranking_spec import RankingSpec
 
 LOOKED_AT = 100  # examples among which the one with the most candidates is chosen
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a request for the client, and the same one for TF Serving's REST API.
 
@@ -56,12 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, help="the .json file to write")
     arguments = parser.parse_args(argv)
-    try:
-        for path in write_requests(arguments.model, arguments.examples, arguments.output):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for path in write_requests(arguments.model, arguments.examples, arguments.output):
+        print(path)
     return 0
 
 

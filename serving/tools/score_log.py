@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from serving.export.exporter import load_spec, newest_version
 from serving.export.signatures import SCORE, SERVING_DEFAULT
-from transform.errors import DataError, UserError, find_user_error
+from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.features import request_example
 from transform.features.batching import count_requests
 from transform.ingest.aggregates.beam_join import NOTHING_COUNTED, OTHER_DAYS
@@ -37,6 +37,7 @@ from transform.spec.ranking_spec import RankingSpec
 BATCH_REQUESTS = 256
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Scores every impression of a log and writes one row each.
 
@@ -62,15 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="the .csv file to write")
     arguments = parser.parse_args(argv)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
-    try:
-        model_dir = newest_version(arguments.model)
-        spec = load_spec(model_dir)
-        if arguments.spec:
-            spec = spec.model_copy(update={"data": RankingSpec.load(arguments.spec).data})
-        rows = score_log(spec, model_dir, arguments.data, arguments.output, arguments.aggregates)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    model_dir = newest_version(arguments.model)
+    spec = load_spec(model_dir)
+    if arguments.spec:
+        spec = spec.model_copy(update={"data": RankingSpec.load(arguments.spec).data})
+    rows = score_log(spec, model_dir, arguments.data, arguments.output, arguments.aggregates)
     print(f"{rows:,} impressions scored with {model_dir}: {arguments.output}")
     return 0
 

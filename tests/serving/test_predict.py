@@ -195,7 +195,8 @@ def test_from_the_shell_an_output_that_can_not_be_written_is_one_line_of_error(m
 @pytest.fixture
 def loaded_before(monkeypatch, served):
     """The model is not read again, which takes longer than all else of what finds an output that can't be written."""
-    monkeypatch.setattr(score_log.tf.saved_model, "load", lambda _: served.loaded)
+    loaded = served.loaded  # before the function that reads it is replaced
+    monkeypatch.setattr(score_log.tf.saved_model, "load", lambda _: loaded)
 
 
 def test_an_output_that_is_a_folder_is_refused_and_kept(

@@ -28,11 +28,12 @@ from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.metadata import cached_code
-from tfx_pipeline.metadata.code_version import code_version, source_files
+from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.pipeline import create_pipeline
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.features.request_example import raw_schema
 from transform.ingest.check_counts import check_counts
+from transform.source_hash import source_files
 from transform.spec.data_sections import Task
 from transform.spec.ranking_spec import RankingSpec
 

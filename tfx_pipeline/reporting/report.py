@@ -16,7 +16,7 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
-from transform.errors import PipelineError, UserError
+from transform.errors import PipelineError, reports_user_errors
 
 if TYPE_CHECKING:
     from tfx_pipeline.metadata.runs import Run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REPORT_FILE, CARD_FILE = "report.html", "model_card.json"
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of a run that is in an output folder.
 
@@ -45,15 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for library in ("absl", "tensorflow"):  # they warn of things that a user can't change
         logging.getLogger(library).setLevel(logging.ERROR)
-    try:
-        pipeline, metadata_path = _find_pipeline(arguments.output, arguments.pipeline)
+    pipeline, metadata_path = _find_pipeline(arguments.output, arguments.pipeline)
 
-        from tfx_pipeline.metadata.runs import RunReader
+    from tfx_pipeline.metadata.runs import RunReader
 
-        path = write_report(RunReader(metadata_path, pipeline).find(arguments.run), arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    path = write_report(RunReader(metadata_path, pipeline).find(arguments.run), arguments.output)
     print(f"Report: {path}")
     return 0
 

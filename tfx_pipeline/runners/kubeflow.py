@@ -18,7 +18,7 @@ import yaml
 
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.runners.arguments import add_pipeline_arguments, beam_options
-from transform.errors import PipelineError, UserError
+from transform.errors import PipelineError, reports_user_errors
 from transform.spec.ranking_spec import RankingSpec
 
 NOTES = {
@@ -27,6 +27,7 @@ NOTES = {
 }
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles the pipeline and writes the file to submit.
 
@@ -38,22 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parse(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFX warns of what a user can't change
-    try:
-        spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
-        if spec.split.date_format and arguments.as_of is None:
-            raise PipelineError("--as_of: a date is expected for relative split bounds, as the log is not read here.")
-        spec = spec.with_as_of(arguments.as_of)
-
-        config = PipelineConfig(
-            *(spec, arguments.data, arguments.output, arguments.allow_anomalies),
-            **beam_options(arguments.beam_args),
-            target=arguments.target,
-        )
-        job = compile_job(config, arguments.image)
-        _write(job if config.target == "vertex" else job["pipelineSpec"], arguments.job)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
+    if spec.split.date_format and arguments.as_of is None:
+        raise PipelineError("--as_of: a date is expected for relative split bounds, as the log is not read here.")
+    spec = spec.with_as_of(arguments.as_of)
+    config = PipelineConfig(
+        *(spec, arguments.data, arguments.output, arguments.allow_anomalies),
+        **beam_options(arguments.beam_args),
+        target=arguments.target,
+    )
+    job = compile_job(config, arguments.image)
+    _write(job if config.target == "vertex" else job["pipelineSpec"], arguments.job)
     print(f"note: {NOTES[config.target]}")
     print(f"{config.pipeline_name}: {len(job['pipelineSpec']['root']['dag']['tasks'])} tasks, {arguments.job}")
     return 0

@@ -24,7 +24,7 @@ from rich.console import Console
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.metadata.run_lock import run_lock
 from tfx_pipeline.runners.arguments import add_pipeline_arguments, beam_options
-from transform.errors import PipelineError, find_user_error
+from transform.errors import PipelineError, reports_user_errors
 from transform.spec.ranking_spec import RankingSpec
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 WIDTH_WITHOUT_TERMINAL = 200
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the pipeline and prints the table.
 
@@ -42,15 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when the run finished (blessed or not), 1 when the user has something to correct.
     """
-    arguments = _parse(argv)
-    try:
-        _run(arguments)
-    except Exception as error:
-        message = find_user_error(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+    _run(_parse(argv))
     return 0
 
 

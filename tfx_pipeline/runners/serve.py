@@ -14,12 +14,13 @@ from transform.environment import prepare_environment
 prepare_environment()
 
 from tfx_pipeline.config import PipelineConfig
-from transform.errors import PipelineError, UserError
+from transform.errors import PipelineError, reports_user_errors
 from transform.spec.ranking_spec import RankingSpec
 
 GRPC_PORT, REST_PORT = 8500, 8501
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes an example request, says how to send it, and becomes the server.
 
@@ -39,20 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=GRPC_PORT, help="the port of gRPC (default: %(default)s)")
     parser.add_argument("--rest_api_port", type=int, default=REST_PORT, help="the port of REST (default: %(default)s)")
     arguments, of_server = parser.parse_known_args(argv)
-    try:
-        config = PipelineConfig(RankingSpec.load(arguments.spec), "", arguments.output)
-        for option, port in {"--port": arguments.port, "--rest_api_port": arguments.rest_api_port}.items():
-            _check_free(option, port)
-        kind, request, body = _write_requests(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = PipelineConfig(RankingSpec.load(arguments.spec), "", arguments.output)
+    for option, port in {"--port": arguments.port, "--rest_api_port": arguments.rest_api_port}.items():
+        _check_free(option, port)
+    kind, request, body = _write_requests(config)
     name = config.spec.name
     url = f"http://127.0.0.1:{arguments.rest_api_port}/v1/models/{name}:predict"
     address = f"grpc://127.0.0.1:{arguments.port}"
     print(f"{kind} From another terminal, once the server says that it serves:")
     print(f"  curl -d @{body} {url}")
-    print(f"  {_python()} -m serving.client --model {name} --address {address} --request {request}", flush=True)
+    print(f"  {_onerank()} rank --model {name} --address {address} --request {request}", flush=True)
     server = [sys.executable, "-m", "serving.server", f"--model_name={name}", f"--model_base_path={config.serving_dir}"]
     ports = [f"--port={arguments.port}", f"--rest_api_port={arguments.rest_api_port}"]
     os.execv(sys.executable, [*server, *ports, *of_server])
@@ -89,9 +86,10 @@ def _check_free(option: str, port: int) -> None:
             ) from error
 
 
-def _python() -> str:
-    """The interpreter as it was typed."""
-    return os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd() + os.sep) else sys.executable
+def _onerank() -> str:
+    """The command beside this interpreter, relative to the folder where it was typed if it lies below."""
+    command = os.path.join(os.path.dirname(sys.executable), "onerank")
+    return os.path.relpath(command) if command.startswith(os.getcwd() + os.sep) else command
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import yaml
 
 from transform.datasets.synthetic_draw import DAYS, FIRST_DAY_MS, Dataset, Sizes, generate
 from transform.datasets.synthetic_truth import DEVICES, HOURS, SCENARIOS, TASKS, Array
-from transform.errors import UserError
+from transform.errors import UserError, reports_user_errors
 
 LABELS = ("viewed", "engaged", "ordered")
 PAST_COLUMNS = ("viewed_items", "engaged_items", "ordered_items")
@@ -200,15 +200,12 @@ def _spec(dataset: Dataset) -> dict[str, Any]:
 # === The command ===
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes a data set and prints its counts; returns 1 when the user has something to correct."""
     arguments = _parse(argv)
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sizes)}
-    try:
-        counts = write(arguments.output, arguments.scenario, arguments.strength, arguments.seed, Sizes(**given))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    counts = write(arguments.output, arguments.scenario, arguments.strength, arguments.seed, Sizes(**given))
     print(f"{'split':<6} {'requests':>9} {'impressions':>12}" + "".join(f" {task:>8}" for task in TASKS))
     for split, of_split in counts.items():
         rates = "".join(f" {of_split[task]:>8.4f}" for task in TASKS)

@@ -23,13 +23,14 @@ import pyarrow.parquet
 import tensorflow as tf
 from apache_beam.io.filesystems import FileSystems
 
-from transform.errors import DataError, UserError, find_user_error
+from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.ingest.aggregates.beam_join import MANIFEST, KeyCounts, described, overall_timeline, table_file
 from transform.ingest.aggregates.counter import OVERALL, Counting, Timeline
 from transform.ingest.beam_requests import CountingEvents
 from transform.spec.ranking_spec import RankingSpec
 
 
+@reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the tables; returns 1 when the user has something to correct."""
     parser = argparse.ArgumentParser(
@@ -44,14 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beam_args", nargs="*", default=[], help="options of the Beam runner, as name=value")
     arguments = parser.parse_args(argv)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
-    try:
-        spec = RankingSpec.load(arguments.spec)
-        rows = export_tables(
-            spec, arguments.data, _date(arguments.as_of), arguments.output, [f"--{arg}" for arg in arguments.beam_args]
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    spec = RankingSpec.load(arguments.spec)
+    rows = export_tables(
+        spec, arguments.data, _date(arguments.as_of), arguments.output, [f"--{arg}" for arg in arguments.beam_args]
+    )
     for path, count in rows.items():
         print(f"{path}: {count:,} rows")
     return 0
