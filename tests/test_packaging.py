@@ -19,8 +19,6 @@ from conftest import repository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from transform.extras import INCLUDES, PACKAGES
-
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 FOLDERS = ("onerank", "transform", "trainer", "serving", "tfx_pipeline")
 PROGRAM = """
@@ -167,8 +165,6 @@ def test_what_the_package_requires_is_what_the_locks_have(metadata, python):
 
 # === Extras ===
 
-NOT_IMPORTED = {"kfp", "setuptools"}  # TFX imports them
-
 # Imports the modules that are named; all of a package where a star follows its name.
 IMPORTS = """
 import importlib, pkgutil, sys
@@ -214,14 +210,6 @@ def environments(wheel, metadata, tmp_path_factory):
         return made[extra]
 
     return make
-
-
-def test_what_is_looked_for_is_what_the_extras_declare(metadata):
-    for extra, packages in PACKAGES.items():
-        declared = [of for python in STACKS for of in requirements(metadata, python, extra)]
-        included = {name for of in declared for name in of.extras if of.name == "onerank"}
-        assert included == set(INCLUDES.get(extra, ()))
-        assert {canonicalize_name(of.name) for of in declared} - NOT_IMPORTED - {"onerank"} == set(packages)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +272,7 @@ def test_an_import_without_its_extra_says_so(environments, tmp_path):
     assert found.stderr.splitlines()[-1].startswith("transform.extras.MissingExtra: trainer: the packages of the extra")
     program = "try: import trainer\nexcept ImportError as error: print(error)"
     found = run(environments(""), "-c", program, cwd=tmp_path)
-    assert "tensorflow, tensorflow-metadata" in found
+    assert "Missing: keras." in found
     assert found.strip().endswith('pip install "onerank[train]"')
 
 

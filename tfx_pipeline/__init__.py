@@ -2,4 +2,8 @@
 
 from transform.extras import require_extra
 
-require_extra("tfx", "tfx_pipeline")
+require_extra(
+    "tfx",
+    "tfx_pipeline",
+    *("absl", "jinja2", "markupsafe", "matplotlib", "ml_metadata", "tensorflow_model_analysis", "tfx"),
+)

@@ -2,4 +2,4 @@
 
 from transform.extras import require_extra
 
-require_extra("train", "trainer", only=("keras",))  # all that the layers need, on whichever backend
+require_extra("train", "trainer", "keras")  # all that the layers need, on whichever backend

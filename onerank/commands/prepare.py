@@ -48,7 +48,9 @@ def require_libraries(command: str) -> None:
 
     TensorFlow Transform warns of Keras 3, and Beam of its own types.
     """
-    require_extra("train", f"onerank {command}")
+    require_extra(
+        "train", f"onerank {command}", "apache_beam", "keras", "pyarrow", "tensorflow", "tensorflow_transform"
+    )
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)

@@ -2,7 +2,7 @@
 
 from transform.extras import require_extra
 
-require_extra("client", "serving.client")
+require_extra("client", "serving.client", "cachetools", "httpx", "rich", "tenacity")
 
 from serving.client.context_cache import ContextCache, ContextKey
 from serving.client.errors import RankingError, RankingUnavailable, RequestError

@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from transform.extras import require_extra
+
+require_extra("serving", "serving.client.grpc_transport", "grpc", "tensorflow", "tensorflow_serving")
+
 import grpc
 import numpy as np
 import tensorflow as tf

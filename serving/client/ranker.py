@@ -30,6 +30,7 @@ from serving.client.model_interface import (
 from serving.client.ranking import Ranking
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Tensors, Transport
+from transform.extras import MissingExtra
 
 _log = logging.getLogger(__name__)
 
@@ -275,10 +276,9 @@ def _connect(address: str, token: str | None, ca: str | None) -> Transport:
         from serving.client.grpc_transport import GrpcTransport  # brings TensorFlow
 
         return GrpcTransport(address, token, ca)
-    except ModuleNotFoundError as error:
+    except MissingExtra as error:
         raise RequestError(
-            f"address: http:// or https:// is expected where the packages of gRPC are not installed ({error}). "
-            f'Received: {address}. Ask over REST, or install them: pip install "onerank[serving]"'
+            f"address: http:// or https:// is expected, as gRPC is not installed. Received: {address}. {error}"
         ) from error
     except OSError as error:  # ssl.SSLError is one
         raise RequestError(

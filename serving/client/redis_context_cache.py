@@ -10,7 +10,7 @@ from typing import Any
 
 from transform.extras import require_extra
 
-require_extra("redis", "serving.client.redis_context_cache")
+require_extra("redis", "serving.client.redis_context_cache", "redis")
 
 import numpy as np
 import redis

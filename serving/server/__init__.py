@@ -2,4 +2,8 @@
 
 from transform.extras import require_extra
 
-require_extra("serving", "serving.server")
+require_extra(
+    "serving",
+    "serving.server",
+    *("grpc", "grpc_health", "prometheus_client", "starlette", "tensorflow", "tensorflow_serving", "uvicorn"),
+)

@@ -16,7 +16,7 @@ from transform.environment import prepare_environment
 from transform.extras import require_extra
 
 prepare_environment()
-require_extra("train", "serving.tools.example_request")
+require_extra("train", "serving.tools.example_request", "keras", "tensorflow", "tensorflow_serving")
 
 import numpy as np
 import tensorflow as tf

@@ -17,7 +17,7 @@ from transform.environment import prepare_environment
 from transform.extras import require_extra
 
 prepare_environment()
-require_extra("train", "serving.tools.score_log")
+require_extra("train", "serving.tools.score_log", "apache_beam", "keras", "pyarrow", "rich", "tensorflow")
 
 import apache_beam as beam
 import numpy as np

@@ -10,7 +10,7 @@ from typing import Any
 
 from transform.extras import require_extra
 
-require_extra("train", "trainer.training.trainer")
+require_extra("train", "trainer.training.trainer", "tensorboard", "tensorflow")
 
 import keras
 import numpy as np

@@ -16,7 +16,7 @@ from transform.environment import prepare_environment
 from transform.extras import require_extra
 
 prepare_environment()
-require_extra("train", "transform.ingest.aggregates.export")
+require_extra("train", "transform.ingest.aggregates.export", "apache_beam", "pyarrow", "tensorflow")
 
 import apache_beam as beam
 import pyarrow.parquet
