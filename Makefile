@@ -120,7 +120,7 @@ lock: setup  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade f
 	$(RESOLVE) --python-version 3.10 --python-platform x86_64-manylinux_2_28 requirements/stack-a.in --output-file requirements/stack-a.lock
 	$(RESOLVE) --python-version 3.10 --python-platform x86_64-manylinux_2_28 requirements/airflow.in --output-file requirements/airflow.lock
 	$(RESOLVE) --python-version 3.11 --universal requirements/stack-b.in --output-file requirements/stack-b.lock
-	$(RESOLVE) --python-version 3.11 --universal requirements/newest.in --output-file requirements/newest.lock
+	$(RESOLVE) --python-version 3.11 --universal requirements/stack-b-light.in --output-file requirements/stack-b-light.lock
 	$(PY) scripts/make_constraints.py requirements/stack-a.lock requirements/stack-b.lock --output requirements/constraints.txt
 
 RESOLVE = .venv/bin/uv pip compile --quiet $(UPGRADE) --generate-hashes --annotation-style line --no-emit-index-url \

@@ -75,7 +75,7 @@ make_other() {
   unset PYTHON # it names the interpreter of .venv
   export ONERANK_PYTHON_DOWNLOAD=no
   if [ "$(recorded .venv stack)" = a ]; then
-    stack=b versions=$PYTHONS_B lock=requirements/newest.lock why="stack B's libraries without TFX, beside stack A"
+    stack=b versions=$PYTHONS_B lock=requirements/stack-b-light.lock why="stack B's libraries without TFX, beside stack A"
   else
     stack=a versions=$PYTHONS_A lock=requirements/stack-a.lock why="stack A, beside stack B"
   fi

@@ -25,18 +25,19 @@ import small_problem
 from transform.spec.ranking_spec import RankingSpec
 
 TIERS = ("slow", "server", "pipeline")
-TIER_OF_FIXTURE = {  # what makes them takes seconds: a test that asks for one is no fast one
-    "schedule": "pipeline",
-    "evaluate": "pipeline",
-    "real_server": "server",
-    "small_plain": "slow",
-    "small_counting": "slow",
-    "executed": "slow",  # notebooks
-    "sdist": "slow",
-    "bags": "slow",  # Airflow's
-    "real": "slow",  # impressions, in test_aggregates.py
-    "results": "slow",  # JAX's
-}
+_TIER_OF_FIXTURE: dict[str, str] = {}
+
+
+def costly(tier: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a fixture's function that takes seconds: a test that asks for the fixture is of that tier."""
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        _TIER_OF_FIXTURE[function.__name__] = tier
+        return function
+
+    return noted
+
+
 LONGEST = (  # the files that take longest, so that no worker is alone with one at the end
     "test_pipeline.py",
     "test_packaging.py",
@@ -60,8 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A file stays together, its fast tests first: a worker has all of it, and what a module's fixtures made.
     """
     for item in items:
-        for name in TIER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(TIER_OF_FIXTURE[name])
+        for name in _TIER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(_TIER_OF_FIXTURE[name])
     costly = {item: any(item.get_closest_marker(tier) for tier in TIERS) for item in items}
     costly_files = {item.path for item in items if costly[item]}
     first_seen = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
@@ -128,6 +129,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 
 @pytest.fixture(scope="session")
+@costly("slow")
 def small_plain(shared: Shared) -> Small:
     """The small problem, where a module has more than one as `small`."""
     return _prepared(shared, "small")
@@ -139,6 +141,7 @@ def small(small_plain: Small) -> Small:
 
 
 @pytest.fixture(scope="session")
+@costly("slow")
 def small_counting(shared: Shared) -> Small:
     """The small problem with counting features of every group."""
     return _prepared(shared, "counting", **small_problem.COUNTING)
@@ -163,6 +166,7 @@ def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
 
 
 @pytest.fixture(scope="session")
+@costly("pipeline")
 def schedule(shared: Shared) -> Any:
     """Starts of the pipeline on one output folder, to be read alone."""
     from schedule import Schedule

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
-from conftest import repository
+from conftest import costly, repository
 
 NAMES = ("01_quickstart.ipynb", "02_slices_and_seesaw.ipynb")
 FAVOURED, PAYS = "profile_enter", "click"
@@ -67,6 +67,7 @@ class Executed:
 
 
 @pytest.fixture(scope="module")
+@costly("slow")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
     folder = tmp_path_factory.mktemp("notebooks")
     environment = {**os.environ, **write_problem(folder), "FAVOURED": FAVOURED, "WEIGHT": "1e4"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from conftest import repository
+from conftest import costly, repository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -42,6 +42,7 @@ def run(*command, cwd, **environment):
 
 
 @pytest.fixture(scope="module")
+@costly("slow")
 def sdist(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     for name in FILES:

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import costly
 from fault_proxy import FaultProxy, QuietServer
 from tensorflow.core.framework import types_pb2
 from tiny_model import until
@@ -60,6 +61,7 @@ def folder(served, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+@costly("server")
 def real_server(folder, tmp_path_factory):
     files = tmp_path_factory.mktemp("config")
     config, batching = files / "models.config", files / "batching_parameters.txt"

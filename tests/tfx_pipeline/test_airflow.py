@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import small_problem
-from conftest import repository
+from conftest import costly, repository
 
 from tfx_pipeline.metadata.interrupted import clear_interrupted
 from tfx_pipeline.runners.airflow.settings import AirflowSettings
@@ -75,6 +75,7 @@ def ask(home: Path, *arguments: str):
 
 
 @pytest.fixture(scope="module")
+@costly("slow")
 def bags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("airflow")
     split = {"by": "day", "date_format": "YYYY-MM-DD", "train": [-6, -2], "eval": [-1, -1], "test": [0, 0]}

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import costly
 from google.protobuf import json_format
 from sklearn import metrics as reference
 from tensorflow_model_analysis import constants
@@ -131,6 +132,7 @@ def inputs(tmp_path_factory, requests):
 
 
 @pytest.fixture(scope="module")
+@costly("pipeline")
 def evaluate(tmp_path_factory, inputs):
     """Runs TFX's Evaluator on a model, and against another one if there is."""
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
+from conftest import costly, repository
 from jax_worker import is_float, named, objective, part, to_flat, to_nested
 from layer_cases import CASES
 from layer_checks import spread_weights
@@ -70,6 +70,7 @@ def compute(layer, inputs, options):
 
 
 @pytest.fixture(scope="module")
+@costly("slow")
 def results(tmp_path_factory):
     """By case: what TensorFlow gives, and the file of what JAX gives. All cases run in one process of the other."""
     folder = tmp_path_factory.mktemp("jax")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import yaml
+from conftest import costly
 from test_preprocessing import analysed, transformed
 from toy_requests import PAST, REMOVE, SPEC, beam_requests, edited, impression, toy_spec, write_csv, write_files
 
@@ -69,6 +70,7 @@ REAL_FILES = {"log": "log.csv.gz", "item": "video_features_basic.csv.gz", "past"
 
 
 @pytest.fixture(scope="module")
+@costly("slow")
 def real():
     """Spec, data folder, requests by id, and the events that pandas finds in the files."""
     folder = REPOSITORY / "data" / "kuairand_pure_mini"
