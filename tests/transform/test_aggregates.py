@@ -234,6 +234,7 @@ def features_of_day(spec, folder, log, day):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("day", [3, 4])
 def test_labels_of_the_own_day_and_of_later_ones_are_never_seen(tmp_path, day):
     """Not even those of other users, hours before: a server knows them the day after."""
@@ -442,6 +443,7 @@ def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting)
     assert (sizes["item_buy_2d_rate.bucket"], sizes[f"{name}_rate.bucket"]) == (11, 5)
 
 
+@pytest.mark.slow
 def test_features_that_no_training_request_has_are_finite(tmp_path):
     """As where all training data are of one day."""
     spec = counting_spec(**{"features.context": [], "features.candidate": [{"name": "item", "type": "categorical"}]})
@@ -513,6 +515,7 @@ def test_a_table_of_the_first_day_holds_the_unseen_alone(toy, tmp_path):
     assert len(table) == 1 and table["item_click_all_rate"].isna().all() and table["item"].isna().all()
 
 
+@pytest.mark.slow
 def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
     spec = RankingSpec.load(toy[0])
     assert exported(toy, tmp_path / "table") == 0
