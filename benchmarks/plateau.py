@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.quality import WIDTH_WITHOUT_TERMINAL, load_variants, versions
 from trainer.metrics import ranking_metrics
 from trainer.models.registry import build_model
-from trainer.training.trainer import Optimizers, build_loss, make_train_step, start_at_base_rates
+from trainer.training.trainer import Optimizers, make_train_step, start_at_base_rates
 from transform.datasets.synthetic import write
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
@@ -87,7 +87,7 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
     files = {split: prepared.files("transformed", split) for split in ("train", "eval")}
     model = build_model(spec.model, prepared.inputs)
     start_at_base_rates(model, count_labels(spec, files["train"]))
-    loss_fn = build_loss(spec, spec.task_names)
+    loss_fn = model.make_loss(spec.model.loss)
     settings = spec.training
     batches = request_batches(
         spec, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed

@@ -176,7 +176,7 @@ def for_task(spec: RankingSpec, task: str) -> RankingSpec:
 
 def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder: Path) -> dict[str, Any]:
     files = {split: prepared.files("transformed", split) for split in ("train", "eval", "test")}
-    inputs = replace(ModelInputs.from_spec(spec, prepared.transform_output.vocabulary_size_by_name), tasks=tasks)
+    inputs = ModelInputs.from_spec(spec, prepared.transform_output.vocabulary_size_by_name).for_tasks(tasks)
     started = time.perf_counter()
     trained = train(spec, inputs, files["train"], files["eval"], str(folder))
     seconds = time.perf_counter() - started

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from transform.environment import prepare_environment
@@ -53,7 +52,7 @@ def measure(prepared: Prepared, folder: str, metric: str) -> list[SeesawRow]:
     files = {split: prepared.files("transformed", split) for split in ("train", "eval", "test")}
 
     def test_metrics(spec: RankingSpec, tasks: tuple[str, ...], name: str) -> dict[str, dict[str, float]]:
-        inputs = replace(prepared.inputs, tasks=tasks)
+        inputs = prepared.inputs.for_tasks(tasks)
         trained = train(spec, inputs, files["train"], files["eval"], os.path.join(folder, name))
         return evaluate(spec, trained.model, files["test"])
 

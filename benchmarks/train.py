@@ -29,7 +29,7 @@ from benchmarks import measure
 from benchmarks.keras_attention import KerasAttentionOneRank
 from benchmarks.measure import Ratio, add_data_arguments
 from trainer.layers.token_dense import TokenDense
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.base import RankingModel
 from trainer.models.onerank.model import OneRank
 from trainer.models.registry import build_model
@@ -37,10 +37,10 @@ from trainer.ops.fused import fused_attention, unavailable
 from trainer.ops.kernels import use_kernels
 from trainer.training.cost import batch_cost
 from trainer.training.epoch import Waiting
-from trainer.training.trainer import Optimizers, build_loss, make_train_step
+from trainer.training.trainer import Optimizers, make_train_step
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
-from transform.features.model_inputs import Column, EventSequence, ModelInputs
+from transform.features.model_inputs import Column, EventSequence, ModelInputs, Task
 from transform.ingest.prepare import prepare
 from transform.spec.model_sections import Optimizer, Training
 from transform.spec.ranking_spec import RankingSpec
@@ -170,7 +170,7 @@ def deep_problem(b: int = 32, n: int = 16, u: int = 128, d: int = 128, layers: i
         ),
         rows={"user": 50_000, "hour": 24, "item": 100_000, "kind": 1000},
         sequences=(EventSequence("seen", "history", u),),
-        tasks=("click", "cart", "order"),
+        tasks=(Task("click"), Task("cart"), Task("order")),
     )
     generator = np.random.default_rng(0)
 
@@ -260,7 +260,7 @@ def make_step(problem: Problem, way: Way) -> Callable[[], Any]:
     if way.keras_attention:
         model = KerasAttentionOneRank.of(model)
     settings = Training(**{"optimizer": LAZY, **(way.settings or {})})
-    loss_fn = RankingLoss([1.0] * len(model.inputs_spec.tasks))
+    loss_fn = PointwiseLoss(model.inputs_spec.tasks)
     loss_fn.build()
     optimizers = Optimizers(settings, model, loss_fn, steps=1000)
     arguments = (problem.batch, problem.targets)
@@ -284,7 +284,7 @@ def _keras_dense() -> Iterator[None]:
 def input_wait_percent(spec: RankingSpec, inputs: ModelInputs, files: Sequence[str]) -> float:
     """The share of an epoch's time for which the loop waits for a batch, after the first, which fills the buffer."""
     model, settings = build_model(spec.model, inputs), spec.training
-    loss_fn = build_loss(spec, inputs.tasks)
+    loss_fn = model.make_loss(spec.model.loss)
     optimizers = Optimizers(settings, model, loss_fn, steps=1000)
     batches = request_batches(spec, files, settings.batch_requests, settings.shuffle_requests)
     step = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)

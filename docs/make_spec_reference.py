@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +13,12 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from trainer.models.registry import registered_models
+from trainer.heads.registry import HEADS
+from trainer.losses.registry import LOSSES
+from trainer.models.registry import MODELS, takes_head
+from trainer.registry import Registry
 from transform.spec.data_sections import NAME_PATTERN
-from transform.spec.model_sections import METRIC_PATTERN
+from transform.spec.model_sections import COMPONENT_PATTERN, METRIC_PATTERN
 from transform.spec.ranking_spec import RankingSpec
 
 PAGE = Path(__file__).with_name("spec.md")
@@ -30,7 +33,8 @@ or `calibration`. An unknown key is refused, and so is a key that stands twice.
 [troubleshooting.md](troubleshooting.md) has the messages.
 
 """
-WORDS = {NAME_PATTERN: "name", METRIC_PATTERN: "metric"}
+WORDS = {NAME_PATTERN: "name", METRIC_PATTERN: "metric", COMPONENT_PATTERN: "name or import path"}
+REGISTRIES: dict[str, Registry[Any]] = {"model": MODELS, "model.head": HEADS, "model.loss": LOSSES}
 
 
 def page() -> str:
@@ -43,8 +47,8 @@ def page() -> str:
         if len(paths) > 1:
             parts.append(f" The same at {', '.join(f'`{path}`' for path in paths[1:])}.")
         parts.append("\n\n" + _table(cls, places, with_examples=True))
-        if paths[0] == "model.loss":
-            parts += [_model(name, model) for name, model in registered_models().items()]
+        if registry := REGISTRIES.get(paths[0]):
+            parts += [_component(paths[0], name, cls, registry) for name, cls in registry.classes().items()]
     return "".join(parts).rstrip() + "\n"
 
 
@@ -94,25 +98,28 @@ def _table(cls: type[BaseModel], places: dict[type[BaseModel], str], with_exampl
     return _markdown(["key", "type", "default", "meaning", *(["example"] if with_examples else [])], rows)
 
 
-def _model(name: str, cls: type) -> str:
-    """A model's settings: types and meanings from the docstring, defaults from the constructor."""
-    summary, _, rest = (inspect.getdoc(cls) or "").partition("\n")
-    settings = model_settings(cls)
+def _component(place: str, name: str, cls: type, registry: Registry[Any]) -> str:
+    """The settings of a model, head or loss: types and meanings from the docstring, defaults from the constructor."""
+    summary, _, _ = (inspect.getdoc(cls) or "").partition("\n")
+    settings = component_settings(cls, registry.settings(cls))
     rows = [[f"`{key}`", type_, f"`{_yaml(default)}`", meaning] for key, (type_, default, meaning) in settings.items()]
     defaults = _yaml({"name": name, **{key: default for key, (_, default, _) in settings.items()}})
     table = _markdown(["key", "type", "default", "meaning"], rows)
     more = f" See [{name}.md]({name}.md)." if PAGE.with_name(f"{name}.md").exists() else ""
-    return f"### `model.name: {name}`\n\n{summary}{more}\n\n{table}```yaml\nmodel: {defaults}\n```\n\n"
+    more += " It takes any head, see [`model.head`](#modelhead)." if takes_head(cls) else ""
+    *_, section = place.split(".")
+    example = f"model: {defaults}" if section == "model" else f"model: {{{section}: {defaults}}}"
+    return f"### `{place}.name: {name}`\n\n{summary}{more}\n\n{table}```yaml\n{example}\n```\n\n"
 
 
-def model_settings(cls: type) -> dict[str, tuple[str, Any, str]]:
-    """Type, default and meaning of each setting of a model; a setting without a line in `Args:` has no meaning."""
+def component_settings(cls: type, known: Sequence[str]) -> dict[str, tuple[str, Any, str]]:
+    """Type, default and meaning of each setting; a setting without a line in `Args:` has no meaning."""
     args = re.search(r"^Args:\n((?: {4,}.*\n|\n)*)", (inspect.getdoc(cls) or "") + "\n", re.MULTILINE)
     told = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", args[1] if args else "", re.MULTILINE)
     lines = {key: _line(text) for key, text in told}
     settings = {}
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
-        if key not in ("self", "inputs", "kwargs"):
+        if key in known:
             kind, _, meaning = re.sub(r"\s*Defaults to `?[^`]*`?\.", "", lines.get(key, "")).partition(". ")
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
             settings[key] = (kind.rstrip("."), default, meaning.replace('"', ""))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from docs import make_spec_reference
+from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.onerank.model import OneRank
-from trainer.models.registry import find_model, registered_models
 from transform.errors import SpecError
 from transform.spec.model_sections import Loss, Model, Training
 from transform.spec.ranking_spec import RankingSpec
@@ -62,7 +62,11 @@ def test_settings_and_defaults_are_those_of_the_code():
     blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "onerank.md").read_text(), re.DOTALL)
     (stated,) = (content for block in blocks if "training" in (content := yaml.safe_load(block)))
     model = dict(stated["model"])
-    assert model.pop("name") == "onerank" and model.pop("loss") == Loss().model_dump()
+    loss = {
+        "name": Loss().name,
+        **{key: inspect.signature(PointwiseLoss).parameters[key].default for key in ("infonce", "temperature")},
+    }
+    assert model.pop("name") == "onerank" and model.pop("loss") == loss
     parameters = inspect.signature(OneRank.__init__).parameters
     for_ablation = {"task_tokens", "descriptor", "candidate_attention"}
     assert set(parameters) - {"self", "inputs", "kwargs"} == set(model) | for_ablation
@@ -121,14 +125,20 @@ def contents_with(content, path, section, example):
                 yield {**content, name: changed}
 
 
-@pytest.mark.parametrize("name", registered_models())
-def test_every_setting_of_a_model_has_a_meaning_and_a_default_that_is_accepted(name):
-    settings = make_spec_reference.model_settings(registered_models()[name])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(place, name) for place, registry in make_spec_reference.REGISTRIES.items() for name in registry.classes()],
+)
+def test_every_setting_has_a_meaning_and_a_default_that_is_accepted(place, name):
+    registry = make_spec_reference.REGISTRIES[place]
+    cls = registry.classes()[name]
+    settings = make_spec_reference.component_settings(cls, registry.settings(cls))
     assert [key for key, (kind, _, meaning) in settings.items() if not kind or not meaning] == []
-    _, _, part = make_spec_reference.PAGE.read_text().partition(f"### `model.name: {name}`")
+    _, _, part = make_spec_reference.PAGE.read_text().partition(f"### `{place}.name: {name}`")
     model = Model(**yaml.safe_load(re.search(r"```yaml\n(.*?)```", part, re.DOTALL)[1])["model"])
-    assert set(model.settings) == set(settings)
-    find_model(model)
+    chosen = {"model": model, "model.head": model.head, "model.loss": model.loss}[place]
+    assert set(chosen.settings) == set(settings)
+    registry.find(name, chosen.settings, place)
 
 
 # === docs/troubleshooting.md ===

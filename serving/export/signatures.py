@@ -15,6 +15,7 @@ from serving.export.checks import Axis, SameSize, check_examples, check_inputs, 
 from serving.export.raw_inputs import Tensors, TensorSpecs, input_specs, to_sparse
 from serving.export.wire_format import pack_cache, pack_summary, unpack_cache, unpack_summary
 from trainer.models.base import RankingModel, empty_batch
+from trainer.models.setwise import score_summary, summarize_candidates
 from transform.features import request_example
 from transform.features.dataset import Batch, to_batch
 from transform.features.transform_graph import TransformGraph
@@ -86,7 +87,9 @@ class RankingSignatures(tf.Module):
         batch = self._batch_of_raw(check_inputs(self._spec, raw))
         sequences = {name: _at_least_one(parts) for name, parts in batch["sequences"].items()}
         cache = self.model.encode_context(batch["user"], sequences, training=False)
-        return _with_prefix(CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype, self.model.exact_cache))
+        return _with_prefix(
+            CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype, self.model.full_precision_state)
+        )
 
     def _rank_with_context(self, inputs: Tensors) -> Tensors:
         cache, batch = self._with_context(check_inputs(self._spec, inputs))
@@ -96,7 +99,7 @@ class RankingSignatures(tf.Module):
     def _summarize_candidates(self, inputs: Tensors) -> Tensors:
         cache, batch = self._with_context(check_inputs(self._spec, inputs))
         candidates = batch["candidates"]
-        states, summary = self.model.summarize_candidates(cache, batch["context"], candidates, training=False)
+        states, summary = summarize_candidates(self.model, cache, batch["context"], candidates)
         mask = {CANDIDATE_MASK: tf.cast(candidates["mask"], tf.float32)}
         return {**_with_prefix(STATE_PREFIX, states), **_with_prefix(SUMMARY_PREFIX, pack_summary(summary)), **mask}
 
@@ -109,7 +112,7 @@ class RankingSignatures(tf.Module):
         cache, batch = self._with_context(inputs)
         summary = unpack_summary(_without_prefix(SUMMARY_PREFIX, inputs, self._summary_specs), self._nothing)
         states = _without_prefix(STATE_PREFIX, inputs, self._state_specs)
-        logits = self.model.score_summary(cache, batch["context"], summary, states)
+        logits = score_summary(self.model, cache, batch["context"], summary, states)
         return self._probabilities(logits, inputs[CANDIDATE_MASK])
 
     def _transform_features(self, serialized: Tensors) -> Tensors:
@@ -161,10 +164,12 @@ class RankingSignatures(tf.Module):
         )
         self._masks = frozenset(name for name, tensor in cache.items() if tensor.dtype == tf.bool)
         nobody = {**batch["candidates"], "mask": tf.zeros_like(batch["candidates"]["mask"])}
-        states, self._nothing = self.model.summarize_candidates(cache, batch["context"], nobody, training=False)
+        states, self._nothing = summarize_candidates(self.model, cache, batch["context"], nobody)
         self._cache_specs = {
             CACHE_PREFIX + name: tf.TensorSpec([None, *_common(tensor.shape[1:], longer[name].shape[1:])], tensor.dtype)
-            for name, tensor in pack_cache(cache, self._spec.serving.cache_dtype, self.model.exact_cache).items()
+            for name, tensor in pack_cache(
+                cache, self._spec.serving.cache_dtype, self.model.full_precision_state
+            ).items()
         }
         self._state_specs, self._summary_specs = (
             {prefix + name: tf.TensorSpec([None, None, *tensor.shape[2:]], tensor.dtype) for name, tensor in t.items()}

@@ -101,7 +101,7 @@ def test_a_cache_in_float16_is_scored_in_float32(small, half):
 def test_what_a_short_cache_costs(small, served, dtype, most):
     ((batch, _),) = request_batches(small.spec, small.transformed["test"], 10_000)
     cache = served.model.encode_context(batch["user"], batch["sequences"], training=False)
-    packed = pack_cache(cache, dtype, served.model.exact_cache)
+    packed = pack_cache(cache, dtype, served.model.full_precision_state)
     assert packed["user"].dtype == dtype
     masks = frozenset(name for name, tensor in cache.items() if tensor.dtype == tf.bool)
     again = unpack_cache(packed, masks)

@@ -5,12 +5,17 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from trainer.heads.mmoe import MMoE
 from trainer.heads.shared_bottom import SharedBottom
+from trainer.heads.single_task import SingleTask
 from trainer.layers.embedding_table import EmbeddingTable
 from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.field_projection import FieldProjection
+from trainer.layers.stacked_dense import StackedDense
+from trainer.layers.task_logits import TaskLogits
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.din.target_attention import TargetAttention
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
@@ -20,7 +25,7 @@ from trainer.models.onerank.matching_scorer import MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
 from trainer.models.onerank.summary_merge import SummaryMerge
-from transform.features.model_inputs import Column, EventSequence, ModelInputs
+from transform.features.model_inputs import Column, EventSequence, ModelInputs, Task
 
 B, N, U, K, D = 3, 5, 7, 4, 8
 HEADS = 2
@@ -37,9 +42,9 @@ INPUTS = ModelInputs(
     ),
     rows={"user": 6, "item": 10, "tag": 5, "feedback.buy": 3},
     sequences=(EventSequence("liked", "anchor", 3), EventSequence("seen", "history", 7)),
-    tasks=("buy",),
+    tasks=(Task("buy"),),
 )
-CANDIDATE_INPUTS = ModelInputs(INPUTS.group("candidate"), {"item": 10, "tag": 5}, (), ("buy",))
+CANDIDATE_INPUTS = ModelInputs(INPUTS.group("candidate"), {"item": 10, "tag": 5}, (), (Task("buy"),))
 
 
 class Case(NamedTuple):
@@ -50,6 +55,10 @@ class Case(NamedTuple):
     arguments: dict[str, Any]
     shape: Any
     options: dict[str, Any] = {}
+
+
+def tasks_of_weights(*weights):
+    return [{"name": f"task{k}", "weight": weight, "observed_when": None} for k, weight in enumerate(weights)]
 
 
 def normal(*shape, seed=0):
@@ -103,9 +112,16 @@ def _merge(parts):
 
 
 def _loss(infonce):
-    arguments = {"logits": normal(B, N, K), "labels": coins(B, N, K, seed=3), "observed": coins(B, N, K, seed=4)}
-    settings = {"weights": [1.0, 0.5, 2.0, 4.0], "infonce": infonce, "temperature": 0.5}
-    return Case(RankingLoss, settings, arguments, (K,), {"reduces": True})
+    arguments = {"logits": normal(B, N, K), "labels": coins(B, N, K, seed=3), "weights": coins(B, N, K, seed=4)}
+    settings = {"tasks": tasks_of_weights(1.0, 0.5, 2.0, 4.0), "infonce": infonce, "temperature": 0.5}
+    return Case(PointwiseLoss, settings, arguments, (K,), {"reduces": True})
+
+
+def _head(cls, per_task=False, **settings):
+    inputs = normal(B, N, 3, D) if per_task else normal(B, N, D)
+    return Case(
+        cls, {"tasks": tasks_of_weights(1.0, 1.0, 1.0), **settings}, {"inputs": inputs}, (B, N, 3), {"float32": (0,)}
+    )
 
 
 CASES = {
@@ -141,6 +157,9 @@ CASES = {
         {"features": {"item": ids(10, B, N), "price": normal(B, N), "tags": ids(5, B, N, 3)}, "group": "candidate"},
         (B, N, 7),
     ),
+    "field_projection": Case(
+        FieldProjection, {"widths": [4, 1, 2, 1], "d": 6}, {"inputs": normal(B, N, D)}, (B, N, 4, 6)
+    ),
     "matching_scorer_dot": _matching("dot"),
     "matching_scorer_bilinear": _matching("bilinear"),
     "matching_scorer_mlp": _matching("mlp"),
@@ -165,15 +184,24 @@ CASES = {
     "private_channel_block_groups_without_context": _block(
         normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(B, HEADS, 0, D // HEADS)
     ),
-    "ranking_loss": _loss(0.0),
-    "ranking_loss_with_infonce": _loss(0.3),
-    "shared_bottom": Case(
-        SharedBottom,
-        {"tasks": 3, "hidden": (16, 8), "dropout": 0.1},
-        {"inputs": normal(B, N, D)},
-        (B, N, 3),
-        {"float32": (0,)},
+    "pointwise_loss": _loss(0.0),
+    "pointwise_loss_with_infonce": _loss(0.3),
+    "shared_bottom": _head(SharedBottom, hidden=[16, 8], dropout=0.1),
+    "shared_bottom_per_task": _head(SharedBottom, hidden=[16, 8], per_task=True),
+    "single_task": _head(SingleTask, hidden=[16, 8], dropout=0.1),
+    "single_task_per_task": _head(SingleTask, hidden=[16, 8], per_task=True),
+    "mmoe": _head(MMoE, experts=3, hidden=[16, 8], tower=[6, 5], dropout=0.1),
+    "mmoe_per_task": _head(MMoE, experts=3, hidden=[16, 8], tower=[], per_task=True),
+    "stacked_dense": Case(
+        StackedDense, {"stack": 3, "units": 6, "activation": "relu"}, {"inputs": normal(B, N, D)}, (B, N, 3, 6)
     ),
+    "stacked_dense_of_stacked_inputs": Case(
+        StackedDense,
+        {"stack": K, "units": 6, "use_bias": False, "stacked_inputs": True},
+        {"inputs": normal(B, N, K, D)},
+        (B, N, K, 6),
+    ),
+    "task_logits": Case(TaskLogits, {}, {"inputs": normal(B, N, K, D)}, (B, N, K), {"float32": (0,)}),
     "situational_descriptor": Case(
         SituationalDescriptor,
         {"tasks": K, "d": D},

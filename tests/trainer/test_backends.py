@@ -27,7 +27,7 @@ SMALL = 1e-3  # or of this part of the largest of all gradients: what is smaller
 # Nothing learns from a gradient by labels, and where two values tie, a maximum's gradient is a matter of taste.
 WITHOUT_GRADIENT = ("input:labels", "input:mask")
 MODELS = {
-    "model_din": Model(name="din", d=8, attention_hidden=6, hidden=[16, 8]),
+    "model_din": Model(name="din", d=8, attention_hidden=6, head={"name": "shared_bottom", "hidden": [16, 8]}),
     "model_onerank": Model(name="onerank", d=8, layers=2, heads=2, ffn_ratio=2, cross_task="cascade"),
     "model_onerank_other": Model(
         name="onerank", d=8, layers=1, heads=2, scorer="mlp", cross_task="full", detach=False, task_tokens=False

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.base import RankingModel
 from trainer.training.gradient_probe import GradientProbe, SeesawRow, gradient_conflict, seesaw, write_seesaw
-from transform.features.model_inputs import Column, ModelInputs
+from transform.features.model_inputs import Column, ModelInputs, Task
 
 TASKS = ("click", "buy", "share")
 B, N, K, D, ITEMS = 4, 3, 3, 2, 5
-INPUTS = ModelInputs((Column("candidate", "item", "id", "item", D),), {"item": ITEMS}, (), TASKS)
+INPUTS = ModelInputs(
+    (Column("candidate", "item", "id", "item", D),),
+    {"item": ITEMS},
+    (),
+    tuple(Task(*task) for task in zip(TASKS, (1.0, 2.0, 0.5), strict=True)),
+)
 MASK = np.arange(N) < np.array([3, 2, 3, 1])[:, None]
-LOSS = RankingLoss([1.0, 2.0, 0.5])
+LOSS = PointwiseLoss(INPUTS.tasks)
 
 
 class Tiny(RankingModel):
@@ -187,13 +192,13 @@ def test_it_measures_every_so_many_steps_and_logs_what_it_measures(tmp_path, eve
 def test_a_single_task_has_a_norm_and_no_cosine():
     model, elements = tiny_model(), tensors(*data())
     one = {name: values[..., :1] for name, values in elements[1].items()}
-    alone = Tiny(ModelInputs(INPUTS.columns, INPUTS.rows, (), ("click",)))
+    alone = Tiny(ModelInputs(INPUTS.columns, INPUTS.rows, (), (Task("click"),)))
     alone.embedding.build()
     alone.embedding.tables["item"].embeddings.assign(model.embedding.tables["item"].embeddings)
     alone.kernel.assign(model.kernel[:, :1])
     alone.shift.assign(model.shift)
     together = probe_of(model, elements)
-    probe = probe_of(alone, (elements[0], one), loss_fn=RankingLoss([1.0]), tasks=("click",))
+    probe = probe_of(alone, (elements[0], one), loss_fn=PointwiseLoss([Task("click")]), tasks=("click",))
     together.before_step(0, *elements)
     probe.before_step(0, elements[0], one)
     for group in ("embedding", "network"):

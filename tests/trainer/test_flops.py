@@ -5,7 +5,7 @@ from random_batches import INPUTS
 
 from trainer.models.registry import build_model
 from trainer.training.cost import batch_cost, request_flops
-from transform.features.model_inputs import Column, EventSequence, ModelInputs
+from transform.features.model_inputs import Column, EventSequence, ModelInputs, Task
 from transform.spec.model_sections import Model
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,7 @@ NO_SEQUENCES = ModelInputs(
     columns=(Column("user", "user", "id", "user", 4), Column("candidate", "item", "id", "item", ITEM)),
     rows={"user": 6, "item": 7},
     sequences=(),
-    tasks=("click", "buy"),
+    tasks=(Task("click"), Task("buy")),
 )
 ONE_SEQUENCE = ModelInputs(
     columns=(
@@ -27,7 +27,7 @@ ONE_SEQUENCE = ModelInputs(
     ),
     rows={"item": 7},
     sequences=(EventSequence("seen", "history", LONGEST),),
-    tasks=("click", "buy"),
+    tasks=(Task("click"), Task("buy")),
 )
 
 

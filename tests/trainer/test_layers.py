@@ -7,16 +7,32 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
+from layer_cases import (
+    CASES,
+    EVENTS,
+    EVENTS_MASK,
+    HEADS,
+    INPUTS,
+    B,
+    D,
+    K,
+    N,
+    U,
+    ids,
+    normal,
+    prefix_mask,
+    tasks_of_weights,
+)
 from layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
 
 import trainer.heads
 import trainer.layers
 import trainer.losses
 import trainer.models
-from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.feature_embedding import FeatureEmbedding
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.layers.field_projection import FieldProjection
+from trainer.layers.stacked_dense import StackedDense
+from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.din.target_attention import TargetAttention
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
@@ -28,6 +44,8 @@ from trainer.models.onerank.situational_descriptor import SituationalDescriptor
 from trainer.models.onerank.summary_merge import SummaryMerge
 
 # === What holds for every layer ===
+
+ONE_TASK = tasks_of_weights(1.0)
 
 
 @pytest.mark.slow
@@ -56,6 +74,7 @@ def test_every_public_layer_has_a_case():
         and not issubclass(cls, keras.Model)
         and cls.__module__ == module.__name__
         and not name.startswith("_")
+        and not module.__name__.endswith(".base")  # what heads and losses are made from
     }
     assert public == {case.cls for case in CASES.values()}
 
@@ -215,53 +234,25 @@ def test_target_attention_refuses_a_network_without_width(hidden):
         TargetAttention(hidden)
 
 
-# === SharedBottom ===
-
-
-def test_shared_bottom_is_a_tower_a_task_on_one_network():
-    layer, x = SharedBottom(tasks=3, hidden=(6, 4)), normal(B, N, D)
+def test_a_field_projection_is_a_matrix_per_feature():
+    layer, x = FieldProjection([4, 1, 2, 1], d=6), normal(B, D)
     layer.build(x.shape)
     spread_weights(layer)
-    shared = x
-    for dense in layer.bottom:
-        shared = np.maximum(shared @ numpy(dense.kernel) + numpy(dense.bias), 0)
-    expected = np.zeros((B, N, 3))
-    for k in range(3):
-        tower = np.maximum(shared @ numpy(layer.tower_kernel)[k] + numpy(layer.tower_bias)[k], 0)
-        expected[..., k] = tower @ numpy(layer.logit_kernel)[k] + numpy(layer.logit_bias)[k]
-    np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
+    kernels = {width: list(numpy(kernel)) for width, kernel in layer.kernels.items()}
+    start, expected = 0, []
+    for width in (4, 1, 2, 1):
+        expected.append(x[:, start : start + width] @ kernels[width].pop(0))
+        start += width
+    np.testing.assert_allclose(numpy(layer(x)), np.stack(expected, axis=1) + numpy(layer.bias), atol=1e-5)
 
 
-def test_weights_of_shared_bottom_start_independent():
-    layer = SharedBottom(tasks=3, hidden=(16,))
-    layer.build((None, None, 8))
-    tower, logit = numpy(layer.tower_kernel), numpy(layer.logit_kernel)
-    assert len(np.unique(tower)) == tower.size, "towers differ from each other"
-    assert not np.isin(logit, tower).any(), "logits and towers do not come from one stream of numbers"
-
-
-def test_dropout_acts_in_training_only():
-    layer, x = SharedBottom(tasks=2, hidden=(32,), dropout=0.5), normal(B, N, D)
-    plain = numpy(layer(x))
-    np.testing.assert_array_equal(numpy(layer(x, training=False)), plain)
-    assert np.abs(numpy(layer(x, training=True)) - plain).max() > 1e-3
-    without = SharedBottom(tasks=2, hidden=(32,))
-    np.testing.assert_array_equal(numpy(without(x, training=True)), numpy(without(x)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tasks": 0}, "`tasks` should be at least 1.*`tasks=0`.*Use"),
-        ({"tasks": 2, "hidden": ()}, r"`hidden` a list of widths.*`hidden=\(\)`.*Use"),
-        ({"tasks": 2, "hidden": (8, 0)}, r"`hidden` a list of widths.*`hidden=\(8, 0\)`.*Use"),
-        ({"tasks": 2, "dropout": 1.0}, r"`dropout` should be in \[0, 1\).*`dropout=1.0`.*Use"),
-        ({"tasks": 2, "dropout": -0.1}, r"`dropout` should be in \[0, 1\).*`dropout=-0.1`.*Use"),
-    ],
-)
-def test_shared_bottom_refuses_bad_arguments(settings, message):
-    with pytest.raises(ValueError, match=message):
-        SharedBottom(**settings)
+def test_a_stack_of_dense_layers_starts_as_each_of_them_would():
+    for width, units in [(30, 10), (10, 50)]:
+        stacked = StackedDense(7, units)
+        stacked.build((None, width))
+        limit = (6 / (width + units)) ** 0.5
+        assert 0.95 * limit < np.abs(numpy(stacked.kernel)).max() <= limit, "keras.layers.Dense's limits"
+        assert len(np.unique(numpy(stacked.kernel))) == 7 * width * units
 
 
 def test_layers_follow_the_global_policy():
@@ -402,10 +393,15 @@ def test_weights_of_tasks_start_independent_and_of_one_tasks_scale(cls, shapes):
         (lambda: PrivateChannelBlock(ffn_ratio=-1), "at least 1.*`ffn_ratio=-1`.*Use 4"),
         (lambda: PrivateChannelBlock(dropout=1.0), r"`dropout` should be in \[0, 1\).*`dropout=1.0`.*Use 0.1"),
         (lambda: PrivateChannelBlock(3).build((B, U, D)), "`heads` should divide d.*`heads=3`, d = 8.*Use"),
-        (lambda: RankingLoss([]), r"Positive `weights`.*expected.*`weights=\[\]`.*Use a weight of 1"),
-        (lambda: RankingLoss([1.0, 0.0]), r"Positive `weights`.*expected.*`weights=\[1.0, 0.0\]`.*Use a weight of 1"),
-        (lambda: RankingLoss([1.0], infonce=-0.1), "`infonce` from 0.*expected.*`infonce=-0.1`.*Use.*0.1 and 1.0"),
-        (lambda: RankingLoss([1.0], 0.1, 0.01), "`temperature` above 0.01 .*`temperature=0.01`.*Use.*0.1 and 1.0"),
+        (lambda: PointwiseLoss([]), "`tasks` should hold at least one task. Received: none"),
+        (
+            lambda: PointwiseLoss(tasks_of_weights(1.0), infonce=-0.1),
+            "`infonce` should be at least 0.*Received: `infonce=-0.1`",
+        ),
+        (
+            lambda: PointwiseLoss(tasks_of_weights(1.0), 0.1, 0.01),
+            "`temperature` above 0.01.*Received.*`temperature=0.01`",
+        ),
         (lambda: SituationalDescriptor(0, D), "`tasks` and `d` should be at least 1.*`tasks=0`.*Use"),
         (lambda: SituationalDescriptor(K, -8), "`tasks` and `d` should be at least 1.*`d=-8`.*Use"),
     ],

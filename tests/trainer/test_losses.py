@@ -2,10 +2,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_cases import tasks_of_weights
 from sklearn.metrics import log_loss
 
 from trainer.losses.masked import masked_bce, masked_infonce
-from trainer.losses.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
+from trainer.losses.pointwise import LOWEST_TEMPERATURE, PointwiseLoss
 
 B, N, K = 4, 5, 3
 
@@ -21,7 +22,7 @@ def columns():
 
 def value_and_gradient(logits, labels, mask, weights=(1.0,) * K, infonce=0.0, temperature=0.1):
     """The loss that is minimised, the tasks' losses and the gradient of the former by the logits."""
-    logits, loss_fn = tf.constant(logits), RankingLoss(weights, infonce, temperature)
+    logits, loss_fn = tf.constant(logits), PointwiseLoss(tasks_of_weights(*weights), infonce, temperature)
     with tf.GradientTape() as tape:
         tape.watch(logits)
         losses = loss_fn(logits, labels, mask)
@@ -85,7 +86,7 @@ def test_labels_that_are_not_there_change_nothing(columns, infonce):
 @pytest.mark.parametrize("infonce", [0.0, 0.5])
 def test_padding_changes_nothing(columns, infonce):
     padded = [np.pad(column, [(0, 2), (0, 3), (0, 0)]) for column in columns]
-    loss_fn = RankingLoss([1.0] * K, infonce)
+    loss_fn = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce)
     np.testing.assert_allclose(loss_fn(*padded).numpy(), loss_fn(*columns).numpy(), rtol=1e-6)
 
 
@@ -169,7 +170,7 @@ def test_a_class_of_which_no_label_is_there_does_not_count(columns):
 
 def test_without_any_candidate_there_is_no_loss():
     nothing = np.zeros((0, N, K), "float32")
-    assert not RankingLoss([1.0] * K, 0.5)(nothing, nothing, nothing).numpy().any()
+    assert not PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.5)(nothing, nothing, nothing).numpy().any()
 
 
 # === Both ===
@@ -189,20 +190,20 @@ def test_a_tasks_loss_is_its_weight_times_both_terms(columns):
 
 def test_without_infonce_there_is_no_temperature(columns):
     weights = [2.0, 1.0, 0.5]
-    loss_fn = RankingLoss(weights)
+    loss_fn = PointwiseLoss(tasks_of_weights(*weights))
     np.testing.assert_allclose(loss_fn(*columns), weights * masked_bce(*columns).numpy(), rtol=1e-6)
     assert loss_fn.log_temperature is None and not loss_fn.trainable_variables
 
 
 def test_each_task_has_a_temperature_that_starts_where_it_is_told(columns):
-    loss_fn = RankingLoss([1.0] * K, 0.5, temperature=0.2)
+    loss_fn = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.5, temperature=0.2)
     loss_fn(*columns)
     (variable,) = loss_fn.trainable_variables
     np.testing.assert_allclose(LOWEST_TEMPERATURE + np.exp(variable.numpy()), [0.2] * K, rtol=1e-6)
 
 
 def test_the_gradient_of_the_temperature_is_the_slope_of_the_loss(columns):
-    loss_fn = RankingLoss([1.0] * K, 0.5, temperature=0.2)
+    loss_fn = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.5, temperature=0.2)
     loss_fn.build()
     with tf.GradientTape() as tape:
         losses = loss_fn(*columns)
@@ -219,7 +220,7 @@ def test_the_gradient_of_the_temperature_is_the_slope_of_the_loss(columns):
 
 def test_temperatures_do_not_fall_below_their_bound(columns):
     logits, labels, mask = columns
-    loss_fn = RankingLoss([1.0] * K, 1.0)
+    loss_fn = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=1.0)
     loss_fn(*columns)
     loss_fn.log_temperature.assign([-50.0] * K)
     expected = masked_bce(*columns) + masked_infonce(logits / np.float32(LOWEST_TEMPERATURE), labels, mask)
@@ -228,7 +229,7 @@ def test_temperatures_do_not_fall_below_their_bound(columns):
 
 def test_a_low_temperature_can_rise_again(columns):
     """A bound that cut the gradient would hold it for ever."""
-    loss_fn = RankingLoss([1.0] * K, 1.0)
+    loss_fn = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=1.0)
     loss_fn.build()
     loss_fn.log_temperature.assign([np.log(1e-4)] * K)
     with tf.GradientTape() as tape:
@@ -241,7 +242,10 @@ def test_the_loss_is_float32_under_a_mixed_policy(columns):
     """Sums over a batch would lose small terms in bfloat16; models hand over bfloat16 logits."""
     logits, labels, mask = (tf.constant(column) for column in columns)
     logits = tf.cast(tf.cast(logits, tf.bfloat16), tf.float32)  # values that both can hold
-    plain, mixed = (RankingLoss([1.0] * K, 0.5, 0.125, dtype=dtype) for dtype in ("float32", "mixed_bfloat16"))
+    plain, mixed = (
+        PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.5, temperature=0.125, dtype=dtype)
+        for dtype in ("float32", "mixed_bfloat16")
+    )
     losses = mixed(tf.cast(logits, tf.bfloat16), labels, mask)
     assert keras.backend.standardize_dtype(losses.dtype) == "float32"
     np.testing.assert_allclose(losses, plain(logits, labels, mask), rtol=1e-5)

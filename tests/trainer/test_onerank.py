@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
+from layer_cases import tasks_of_weights
 from layer_checks import numpy, spread_weights
 from random_batches import INPUTS, random_batch
 
 from trainer.losses import masked
-from trainer.losses.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
+from trainer.losses.pointwise import LOWEST_TEMPERATURE, PointwiseLoss
 from trainer.models.base import empty_batch
 from trainer.models.onerank import private_channel_block
 from trainer.models.onerank.candidate_attention import CandidateAttention
@@ -792,21 +793,21 @@ def naive_losses(logits, labels, mask, infonce, temperature):
 )
 def test_losses_are_those_of_a_plain_loop():
     columns, weights, temperature = loss_columns(), np.array([1.0, 2.0, 0.5]), np.array([0.5, 0.7, 1.0])
-    layer = RankingLoss(weights.tolist(), infonce=0.3)
+    layer = PointwiseLoss(tasks_of_weights(*weights), infonce=0.3)
     layer.build()
     layer.log_temperature.assign(np.log(temperature - LOWEST_TEMPERATURE))
     same(layer(*columns), naive_losses(*columns, 0.3, temperature) * weights, "BCE and InfoNCE")
-    same(RankingLoss(weights.tolist())(*columns), naive_losses(*columns, 0, temperature) * weights, "BCE")
+    same(PointwiseLoss(tasks_of_weights(*weights))(*columns), naive_losses(*columns, 0, temperature) * weights, "BCE")
 
 
 @fails_under(
-    no_bound=edit(RankingLoss.call, "LOWEST_TEMPERATURE + -> "),
+    no_bound=edit(PointwiseLoss.call, "LOWEST_TEMPERATURE + -> "),
     not_learned=edit(
-        RankingLoss.call, "ops.exp(self.log_temperature) -> ops.exp(ops.stop_gradient(self.log_temperature))"
+        PointwiseLoss.call, "ops.exp(self.log_temperature) -> ops.exp(ops.stop_gradient(self.log_temperature))"
     ),
 )
 def test_the_temperature_is_learned_and_bounded():
-    layer, columns = RankingLoss([1.0] * K, infonce=0.3, temperature=0.07), loss_columns()
+    layer, columns = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.3, temperature=0.07), loss_columns()
     layer.build()
     same(numpy(layer(*columns)), naive_losses(*columns, 0.3, [0.07] * K), "start", 1e-4)
     slope = gradients(lambda: layer(*columns), [layer.log_temperature.value])[0]

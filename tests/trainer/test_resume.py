@@ -23,7 +23,7 @@ from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer
 
 pytestmark = pytest.mark.once
 
-MODEL = Model(name="din", d=8, hidden=[16], dropout=0.3, loss=Loss(infonce=0.3))
+MODEL = Model(name="din", d=8, head={"name": "shared_bottom", "hidden": [16], "dropout": 0.3}, loss=Loss(infonce=0.3))
 STEPS = 16  # an epoch
 KILLS = [  # moment, and which one since the process began; checkpoints are written every 3 steps and after an epoch
     ("step", 9),  # in the first epoch, 2 steps after a checkpoint

@@ -1,7 +1,6 @@
 import gzip
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -10,12 +9,14 @@ import pytest
 import tensorflow as tf
 
 from trainer.losses.ranking_loss import LOWEST_TEMPERATURE
+from trainer.models.base import RankingModel
 from trainer.models.registry import build_model
 from trainer.training import trainer
-from trainer.training.trainer import EPOCH_METRICS, build_loss, build_optimizer, evaluate, predict, train
+from trainer.training.trainer import EPOCH_METRICS, build_optimizer, evaluate, predict, train
 from transform.errors import PipelineError
 from transform.features import request_example
 from transform.features.batching import request_batches
+from transform.features.model_inputs import ModelInputs
 from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer
 
 EPOCHS = {"din": 4, "onerank": 8}  # until `buy` is learned
@@ -23,7 +24,7 @@ STEEP = Optimizer(name="adam", learning_rate=0.05, schedule="constant")  # overf
 STILL = Optimizer(name="sgd", learning_rate=1e-30, schedule="constant")  # moves nothing that float32 can tell
 NAN = float("nan")
 MODELS = {
-    "din": Model(name="din", d=8, hidden=[32, 16]),
+    "din": Model(name="din", d=8, head={"name": "shared_bottom", "hidden": [32, 16]}),
     "onerank": Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2),
 }
 
@@ -233,7 +234,7 @@ def test_tables_may_have_an_optimizer_of_their_own(small, few, tmp_path, started
     assert len(tables) == len(small.inputs().rows)
     moved = {True: [], False: []}
     for variable, weight in zip(model.weights, before, strict=True):
-        if variable is not model.task_bias:  # it was moved to the base rates
+        if variable is not model.initial_bias():  # it was moved to the base rates
             moved[id(variable) in tables].append(bool(np.abs(variable.numpy() - weight).max() > 1e-6))
     assert set(moved[True]) == {tables_move} and set(moved[False]) == {rest_moves}
 
@@ -276,7 +277,7 @@ def test_the_penalty_shrinks_the_rows_that_are_looked_up_and_no_other(small, few
 def test_some_of_the_tasks_are_learned_in_the_order_that_is_asked_for(small, tmp_path):
     tasks = ("share", "save")
     spec = with_training(small.spec, epochs=2, early_stopping=EarlyStopping(task="save", patience=2), gradients_every=9)
-    trained = run(small, tmp_path, spec, inputs=replace(small.inputs(), tasks=tasks))
+    trained = run(small, tmp_path, spec, inputs=small.inputs().for_tasks(tasks))
     ((batch, targets),) = request_batches(spec, small.transformed["eval"], 1000, tasks=tasks)
     assert trained.model(batch).shape[-1] == targets["labels"].shape[-1] == 2
     rows = predict(spec, trained.model, small.transformed["eval"])
@@ -295,23 +296,28 @@ def test_the_loss_is_the_specs(small):
         task.model_copy(update={"weight": weight}) for task, weight in zip(small.spec.tasks, (1, 2, 3), strict=True)
     ]
     spec = small.spec.model_copy(update={"tasks": tuple(tasks)})
-    plain = build_loss(spec, small.spec.task_names)
-    assert (plain.weights_of_tasks, plain.infonce) == ((1, 2, 3), 0) and not plain.trainable_variables
-    spec = with_model(spec, Model(name="din", loss=Loss(infonce=0.3, temperature=0.2)))
-    listwise = build_loss(spec, ("share", "buy"))
-    assert (listwise.weights_of_tasks, listwise.infonce, listwise.temperature) == ((3, 1), 0.3, 0.2)
+    inputs = ModelInputs.from_spec(spec, lambda _: 5)
+    plain = build_model(Model(name="din"), inputs).make_loss(Loss())
+    assert ([task.weight for task in plain.tasks], plain.infonce) == ([1, 2, 3], 0) and not plain.trainable_variables
+    some = build_model(Model(name="din"), inputs.for_tasks(("share", "buy")))
+    listwise = some.make_loss(Loss(infonce=0.3, temperature=0.2))
+    assert ([task.weight for task in listwise.tasks], listwise.infonce, listwise.temperature) == ([3, 1], 0.3, 0.2)
     assert len(listwise.trainable_variables) == 1, "made before a graph is traced"
 
 
 def test_temperatures_are_learned(small, few, tmp_path, monkeypatch):
     made = []
 
-    def build(*arguments):
-        made.append(build_loss(*arguments))
+    def build(self, settings):
+        made.append(make_loss(self, settings))
         return made[-1]
 
-    monkeypatch.setattr(trainer, "build_loss", build)
-    spec = with_model(small.spec, Model(name="din", d=8, hidden=[8], loss=Loss(infonce=1.0, temperature=0.5)))
+    make_loss = RankingModel.make_loss
+    monkeypatch.setattr(RankingModel, "make_loss", build)
+    spec = with_model(
+        small.spec,
+        Model(name="din", d=8, head={"name": "shared_bottom", "hidden": [8]}, loss=Loss(infonce=1.0, temperature=0.5)),
+    )
     run(small, tmp_path, with_training(spec, epochs=1, early_stopping=None), few)
     temperatures = LOWEST_TEMPERATURE + np.exp(made[0].log_temperature.numpy())
     assert np.isfinite(temperatures).all() and np.all(np.abs(temperatures - 0.5) > 1e-4)
@@ -321,7 +327,9 @@ def test_temperatures_are_learned(small, few, tmp_path, monkeypatch):
 
 
 def test_measuring_gradients_changes_nothing_in_training(small, few, tmp_path):
-    spec = with_model(small.spec, Model(name="din", d=8, hidden=[32, 16], dropout=0.3))
+    spec = with_model(
+        small.spec, Model(name="din", d=8, head={"name": "shared_bottom", "hidden": [32, 16], "dropout": 0.3})
+    )
     spec = with_training(spec, epochs=2, early_stopping=None)
     never, always, without_dropout = (
         run(small, tmp_path / str(i), changed, few)

@@ -15,7 +15,7 @@ from trainer.ops.kernels import use_kernels
 from trainer.training import epoch, trainer
 from trainer.training.course import Course
 from trainer.training.precision import computing_in
-from trainer.training.trainer import Optimizers, build_loss, make_train_step, train
+from trainer.training.trainer import Optimizers, make_train_step, train
 from transform.errors import PipelineError, SpecError
 from transform.features.batching import request_batches
 from transform.features.padding import bucket_sizes, count_buckets
@@ -25,7 +25,7 @@ STEPS = 10
 LISTWISE = Loss(infonce=0.3)
 ONERANK = Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2, loss=LISTWISE)
 DROPPING = Model(name="onerank", d=16, layers=1, heads=2, ffn_ratio=2, dropout=0.3, loss=LISTWISE)
-DIN = Model(name="din", d=8, hidden=[16], loss=LISTWISE)
+DIN = Model(name="din", d=8, head={"name": "shared_bottom", "hidden": [16]}, loss=LISTWISE)
 MIXED = "mixed_bfloat16"
 
 
@@ -38,7 +38,7 @@ class Job:
         self.settings = self.spec.training
         keras.utils.set_random_seed(1)
         self.model = build_model(model, small.inputs())
-        self.loss_fn = build_loss(self.spec, small.spec.task_names)
+        self.loss_fn = self.model.make_loss(model.loss)
         self.optimizers = Optimizers(self.spec.training, self.model, self.loss_fn, STEPS)
         files = files or small.transformed["train"]
         self.batches = request_batches(

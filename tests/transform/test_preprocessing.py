@@ -579,7 +579,7 @@ def test_tables_have_a_row_for_every_id(written):
         if column.table:
             assert 0 <= tf.reduce_min(groups[column.group][column.name])
             assert tf.reduce_max(groups[column.group][column.name]) < inputs.rows[column.table]
-    assert inputs.tasks == ("click", "like") and inputs.sequence_names == ("seen", "loved")
+    assert inputs.task_names == ("click", "like") and inputs.sequence_names == ("seen", "loved")
     assert ModelInputs.from_config(inputs.to_config()) == inputs
 
 

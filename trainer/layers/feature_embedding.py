@@ -31,7 +31,7 @@ class FeatureEmbedding(keras.layers.Layer):
 
     Example:
     ```python
-    inputs = ModelInputs((Column("candidate", "item", "id", "item", 8),), {"item": 100}, (), ("click",))
+    inputs = ModelInputs((Column("candidate", "item", "id", "item", 8),), {"item": 100}, (), (Task("click"),))
     FeatureEmbedding(inputs)({"item": np.array([[3, 5, 0]])}, group="candidate")  # [1, 3, 8]
     ```
     """
@@ -85,9 +85,13 @@ class FeatureEmbedding(keras.layers.Layer):
         """The columns of a group, all or those named."""
         return [column for column in self.inputs.group(group) if names is None or column.name in names]
 
+    def widths(self, group: str, names: tuple[str, ...] | None = None) -> list[int]:
+        """The width of each column's part of what `call` returns, for `FieldProjection`."""
+        return [column.dim for column in self.select(group, names)]
+
     def width(self, group: str, names: tuple[str, ...] | None = None) -> int:
         """The width D of what `call` returns."""
-        return sum(column.dim for column in self.select(group, names))
+        return sum(self.widths(group, names))
 
     def _embed(self, column: Column, values: Any) -> Any:
         if column.kind == "dense":

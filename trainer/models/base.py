@@ -1,61 +1,53 @@
-"""`RankingModel`: the two stages that every model keeps."""
+"""`RankingModel`: the contract that every model keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from trainer.layers.feature_embedding import FeatureEmbedding
-from trainer.ops.in_parts import join_parts, map_parts, split_parts
+from trainer.losses.base import RankingLoss
+from trainer.losses.registry import LOSSES
 from transform.features.model_inputs import Column, ModelInputs
+from transform.spec.model_sections import Loss
 
 Tensors = dict[str, Any]
 
 
 class RankingModel(keras.Model):
-    """Base of all models: encode a user's context once, then score candidates against it.
+    """Base of all models: encode the user once, then score candidates against what came out.
 
     A subclass writes `encode_context` and `score_candidates`; calling the model is the one after the other, so training
-    and both ways of serving compute the same numbers. What a cache holds must depend on the user and the sequences
-    alone, never on the request's context or its candidates.
-
-    Long lists are scored part by part in two passes, with equal results: `summarize_candidates` on each part, then
-    `score_summary` with the summaries of all. A model whose scores depend on the other candidates writes both; for the
-    others, the second pass has nothing to do.
+    and both ways of serving compute the same numbers. It may write `initial_bias` and `make_loss`; their defaults fit
+    most models. Two mixins say more of a model: `SetwiseScoring`, if a candidate's score depends on the other
+    candidates of the request, and `RecomputableBlocks`, if gradients can trade time for memory.
 
     The embedding tables are made here, as `embedding`: all models share how features become vectors, and training may
-    treat the tables apart.
+    treat the tables separately.
 
     Args:
         inputs: ModelInputs, or its config.
 
     Attributes:
-        blocks: sequence of layers. The Transformer's blocks; empty in a model without any.
-        recompute: bool. Whether gradients compute the blocks' activations again instead of keeping them: a setting of
-            the training, not of the model. Defaults to False.
-        exact_cache: frozenset of str. The names of the cache's tensors that lose too much in short floats.
+        full_precision_state: frozenset of str. The names of the tensors of the user state that lose too much in short
+            floats: they travel to a client and back as float32 whatever `serving.cache_dtype` says.
+        test_settings: tuple of dict. Small settings that the tests of the contract build the model with; at least one.
     """
 
-    exact_cache: frozenset[str] = frozenset()
+    full_precision_state: frozenset[str] = frozenset()
+    test_settings: tuple[dict[str, Any], ...] = ({},)
 
     def __init__(self, inputs: ModelInputs | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
-        self.blocks: Sequence[keras.layers.Layer] = ()
-        self.recompute = False
         self.inputs_spec = inputs if isinstance(inputs, ModelInputs) else ModelInputs.from_config(inputs)
         self.embedding = FeatureEmbedding(self.inputs_spec, name="embedding", dtype=self.dtype_policy)
 
-    @property
-    def task_bias(self) -> keras.Variable:
-        """The bias [K] of the tasks' logits; training starts it at the tasks' base rates."""
-        raise TypeError(f"`{type(self).__name__}` should define `task_bias`.")
+    # === What every model writes ===
 
     def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
-        """Encodes what is known before candidates are.
+        """Encodes what is known of the user before the request's context and candidates are.
 
         Args:
             user: dict. [B] by column name.
@@ -63,9 +55,10 @@ class RankingModel(keras.Model):
             training: bool.
 
         Returns:
-            The cache: named tensors whose first axis is B.
+            The user state: named tensors whose first axis is B. A client may keep it, so it must depend on the user and
+            the sequences alone, never on the request's context or its candidates.
         """
-        raise TypeError(f"`{type(self).__name__}` should define `encode_context`.")
+        raise NotImplementedError(f"`{type(self).__name__}` should define `encode_context`.")
 
     def score_candidates(
         self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
@@ -81,59 +74,39 @@ class RankingModel(keras.Model):
         Returns:
             Float32 [B, N, K]. The logits; those of padded candidates mean nothing.
         """
-        raise TypeError(f"`{type(self).__name__}` should define `score_candidates`.")
+        raise NotImplementedError(f"`{type(self).__name__}` should define `score_candidates`.")
 
-    def summarize_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
-    ) -> tuple[Tensors, Tensors]:
-        """The first pass over a part of the candidates: all that is as costly as they are many.
+    # === What a model may write ===
 
-        Args:
-            cache: dict. What `encode_context` returned.
-            context: dict. As for `score_candidates`.
-            candidates: dict. As for `score_candidates`, a part of them.
-            training: bool.
+    def initial_bias(self) -> keras.Variable | None:
+        """The bias [K] of the tasks' logits, which training starts at the logits of the tasks' base rates.
 
         Returns:
-            The states: named tensors [B, N, ...], of each candidate of the part. The summary: named tensors
-            [B, 1, ...], what scores need to know of the part; none where candidates don't depend on each other, as is
-            the default.
+            The variable; None, the default, in a model that has none, whose logits start where its initializers put
+            them.
         """
-        return {"logits": self.score_candidates(cache, context, candidates, training=training)}, {}
+        return None
 
-    def score_summary(self, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
-        """The second pass: scores a part of the candidates beside all others.
+    def make_loss(self, settings: Loss) -> RankingLoss:
+        """The loss that the model is trained with.
+
+        A model whose outputs need a loss of their own writes this. An auxiliary objective needs no loss: what a layer
+        adds by `add_loss` is minimised too.
 
         Args:
-            cache: dict. What `encode_context` returned.
-            context: dict. As for `score_candidates`.
-            summary: dict. The summaries of all parts, in any order, concatenated on axis 1: [B, P, ...].
-            states: dict. Those of the part.
+            settings: Loss. The spec's `model.loss`.
 
         Returns:
-            Float [B, N, K]. The logits that `score_candidates` would give these candidates among all.
+            The loss, built. The default is the one that the spec names.
+
+        Raises:
+            SpecError: when there is no such loss, or it does not take the settings.
         """
-        return states["logits"]
+        loss = LOSSES.build(settings.name, settings.settings, "model.loss", self.inputs_spec.tasks)
+        loss.build()
+        return loss
 
-    def score_in_chunks(self, cache: Tensors, context: Tensors, candidates: Tensors, chunk: int) -> Any:
-        """What `score_candidates` gives, in the memory of a chunk and of all candidates' states.
-
-        Args:
-            cache: dict. What `encode_context` returned.
-            context: dict. As for `score_candidates`.
-            candidates: dict. As for `score_candidates`, N at least 1.
-            chunk: int. The most candidates that are worked on at once.
-
-        Returns:
-            Float [B, N, K]. The logits; those of padded candidates mean nothing.
-        """
-        if chunk < 1:
-            raise ValueError(f"`chunk` should be at least 1. Received: `chunk={chunk}`. Use 512.")
-        parts = split_parts(candidates, chunk)
-        states, summaries = map_parts(self.summarize_candidates, parts, cache, context)
-        summary = {name: join_parts(tensor) for name, tensor in summaries.items()}
-        logits = map_parts(self.score_summary, states, cache, context, summary)
-        return join_parts(logits)[:, : ops.shape(candidates["mask"])[1]]
+    # === What all models share ===
 
     def call(self, batch: dict[str, dict[str, Any]], training: bool | None = None) -> Any:
         """Both stages on a batch of `user`, `sequences`, `context` and `candidates`: logits [B, N, K]."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.losses.base import RankingLoss
 from trainer.models.base import RankingModel
 
 LARGEST_TABLES = 20_000_000

@@ -16,9 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.losses.ranking_loss import RankingLoss
+from trainer.losses.base import RankingLoss
 from trainer.metrics import ranking_metrics
 from trainer.models.base import RankingModel
+from trainer.models.recomputable import RecomputableBlocks
 from trainer.models.registry import build_model
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.cost import batch_cost
@@ -97,14 +98,15 @@ def train(
             finite, or a checkpoint can't be read.
     """
     settings = spec.training
-    if settings.early_stopping and settings.early_stopping.task not in inputs.tasks:
+    tasks = inputs.task_names
+    if settings.early_stopping and settings.early_stopping.task not in tasks:
         raise SpecError(
-            f"training.early_stopping.task: one of the tasks that are learned, {', '.join(inputs.tasks)}, is expected. "
+            f"training.early_stopping.task: one of the tasks that are learned, {', '.join(tasks)}, is expected. "
             f"Received: `{settings.early_stopping.task}`. Watch one of them."
         )
     keras.utils.set_random_seed(settings.seed)
     tf.config.experimental.enable_op_determinism()
-    counts = count_labels(spec, train_files, inputs.tasks)
+    counts = count_labels(spec, train_files, tasks)
     if counts.requests == 0:
         raise PipelineError("split.train: requests to learn from are expected. Received: none. Widen the range.")
     if settings.early_stopping:
@@ -116,9 +118,9 @@ def train(
     cost = batch_cost(model, settings.batch_requests, round(counts.candidates / counts.requests), 10**6)
     size = f"{counts.requests:,} requests in {steps:,} steps"
     print(f"    {spec.model.name}: {size}; {cost}, with full histories", flush=True)
-    loss_fn = build_loss(spec, inputs.tasks)
+    loss_fn = model.make_loss(spec.model.loss)
     optimizers = Optimizers(settings, model, loss_fn, steps * settings.epochs)
-    course = Course(inputs.tasks, settings.early_stopping)
+    course = Course(tasks, settings.early_stopping)
     best, last = (os.path.join(run_dir, "checkpoints", f"{name}.weights.h5") for name in ("best", "last"))
     checkpoints = None
     if checkpoint_dir and settings.checkpoint_every:
@@ -127,12 +129,12 @@ def train(
     with tf.summary.create_file_writer(os.path.join(run_dir, "logs")).as_default():
         if checkpoints and checkpoints.restore():
             NOTICES.warning("Training goes on after %d epochs and %d steps.", len(course.epochs), course.step)
-        element_spec = _epoch_batches(spec, train_files, inputs.tasks, 0).element_spec
+        element_spec = _epoch_batches(spec, train_files, tasks, 0).element_spec
         step_fn = make_train_step(model, loss_fn, optimizers, settings, element_spec)
-        probe = GradientProbe(model, loss_fn, inputs.tasks, element_spec, settings.gradients_every, course.gradients)
+        probe = GradientProbe(model, loss_fn, tasks, element_spec, settings.gradients_every, course.gradients)
         shapes: set[Any] = set()
         while len(course.epochs) < settings.epochs and not course.is_over:
-            batches = _epoch_batches(spec, train_files, inputs.tasks, len(course.epochs), course.step)
+            batches = _epoch_batches(spec, train_files, tasks, len(course.epochs), course.step)
             loss = run_epoch(settings, batches, step_fn, probe, steps, course, checkpoints, shapes)
             values = evaluate(spec, model, eval_files)
             is_best = course.add_epoch(loss, values)
@@ -144,7 +146,8 @@ def train(
                 checkpoints.save()
     if settings.jit_compile:
         logging.info("XLA compiled the training step for %d shapes of a batch; %s", len(shapes), _most_shapes(spec))
-    model.recompute = False
+    if isinstance(model, RecomputableBlocks):
+        model.recompute = False
     _save_weights(model, last)
     if settings.early_stopping:
         model.load_weights(best)
@@ -168,10 +171,10 @@ def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> N
 
 def check_settings(spec: RankingSpec, model: RankingModel) -> None:
     """Raises a SpecError when the settings of the training don't fit the model."""
-    if spec.training.recompute and not model.blocks:
+    if spec.training.recompute and not isinstance(model, RecomputableBlocks):
         raise SpecError(
-            f"training.recompute: a model with Transformer blocks is expected. Received: `{spec.model.name}`. Leave "
-            "`recompute` out, or use `model: {name: onerank}`."
+            f"training.recompute: a model whose blocks can be computed again is expected. Received: "
+            f"`{spec.model.name}`. Leave `recompute` out, or use `model: {{name: onerank}}`."
         )
 
 
@@ -181,16 +184,10 @@ def _most_shapes(spec: RankingSpec) -> str:
 
 
 def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
-    """Sets the bias of each task's logits to the logit of its base rate."""
-    model.task_bias.assign(np.log(counts.base_rates / (1 - counts.base_rates)))
-
-
-def build_loss(spec: RankingSpec, tasks: tuple[str, ...]) -> RankingLoss:
-    """The loss of a spec for some of its tasks."""
-    weights = {task.name: task.weight for task in spec.tasks}
-    loss_fn = RankingLoss([weights[task] for task in tasks], spec.model.loss.infonce, spec.model.loss.temperature)
-    loss_fn.build()
-    return loss_fn
+    """Sets the bias of each task's logits to the logit of its base rate, in a model that has such a bias."""
+    bias = model.initial_bias()
+    if bias is not None:
+        bias.assign(np.log(counts.base_rates / (1 - counts.base_rates)))
 
 
 def build_optimizer(settings: Optimizer, steps: int) -> keras.optimizers.Optimizer:
@@ -213,7 +210,7 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
     Returns:
         By task: labels, probabilities and requests of all candidates whose label is there.
     """
-    tasks = model.inputs_spec.tasks
+    tasks = model.inputs_spec.task_names
     batches = request_batches(spec, files, spec.training.batch_requests, tasks=tasks)
 
     @tf.function(input_signature=[batches.element_spec[0]], autograph=False)
@@ -293,7 +290,8 @@ def make_train_step(
         settings: Training. Of them `precision`, `jit_compile`, `recompute` and `embedding_l2`.
         element_spec: the dataset's (batch, targets).
     """
-    model.recompute = settings.recompute  # in all gradients: those that are measured need the same memory
+    if isinstance(model, RecomputableBlocks):
+        model.recompute = settings.recompute  # in all gradients: those that are measured need the same memory
 
     @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile, autograph=False)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
@@ -302,6 +300,8 @@ def make_train_step(
                 logits = model(batch, training=True)
             losses = loss_fn(logits, targets["labels"], targets["mask"])
             loss = tf.reduce_sum(losses)
+            for added in model.losses:  # by `add_loss` in a layer or the model: auxiliary objectives
+                loss += tf.cast(added, loss.dtype)
             if settings.embedding_l2:
                 loss += settings.embedding_l2 * model.embedding.penalty(batch)
         with computing_in(model, settings.precision):  # for what is recomputed

@@ -5,8 +5,8 @@ Ids: 0 is padding or missing, values begin at 1. Dense values: 0 is padding, mis
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from transform.errors import DataError
@@ -141,6 +141,26 @@ class EventSequence:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One thing to predict, as models, heads and losses know it.
+
+    Attributes:
+        name: str.
+        weight: float. The weight of the task's loss. Defaults to 1.0.
+        observed_when: str, optional. The task that has to be positive for the label of this one to be observed: a
+            purchase after a click. Defaults to None: every impression has a label.
+    """
+
+    name: str
+    weight: float = 1.0
+    observed_when: str | None = None
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """All that a model must know about its inputs and outputs. Plain values, so that it travels in a Keras config.
 
@@ -148,19 +168,30 @@ class ModelInputs:
         columns: tuple of Column. The transformed features.
         rows: dict. The number of rows of each embedding table.
         sequences: tuple of EventSequence. In the order of the file.
-        tasks: tuple of str. The names of the K tasks in the cascade's order.
+        tasks: tuple of Task. The K tasks in the cascade's order.
     """
 
     columns: tuple[Column, ...]
     rows: dict[str, int]
     sequences: tuple[EventSequence, ...]
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
 
     @classmethod
     def from_spec(cls, spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> ModelInputs:
         """The inputs of a spec, given the number of values in each vocabulary."""
         sequences = tuple(EventSequence(s.name, s.role, s.length) for s in spec.sequences)
-        return cls(columns(spec), table_rows(spec, vocabulary_size), sequences, spec.task_names)
+        tasks = tuple(Task(task.name, task.weight, task.observed_when) for task in spec.tasks)
+        return cls(columns(spec), table_rows(spec, vocabulary_size), sequences, tasks)
+
+    def for_tasks(self, names: Iterable[str]) -> ModelInputs:
+        """The same inputs for some of the tasks, in the order of the names."""
+        tasks = {task.name: task for task in self.tasks}
+        return replace(self, tasks=tuple(tasks[name] for name in names))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(task.name for task in self.tasks)
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
@@ -180,4 +211,5 @@ class ModelInputs:
         """The opposite of `to_config`."""
         found = tuple(Column(**column) for column in config["columns"])
         sequences = tuple(EventSequence(**sequence) for sequence in config["sequences"])
-        return cls(found, dict(config["rows"]), sequences, tuple(config["tasks"]))
+        tasks = tuple(Task(**task) for task in config["tasks"])
+        return cls(found, dict(config["rows"]), sequences, tasks)

@@ -15,32 +15,50 @@ from pydantic import (
     model_validator,
 )
 
-from transform.spec.data_sections import Name, Section
+from transform.import_path import IMPORT_PATH_PATTERN
+from transform.spec.data_sections import NAME_PATTERN, Name, Section
+
+COMPONENT_PATTERN = rf"{NAME_PATTERN}|{IMPORT_PATH_PATTERN}"
+ComponentName = Annotated[str, StringConstraints(pattern=COMPONENT_PATTERN)]
 
 
-class Loss(Section):
-    """What is minimised: a task's binary cross-entropy, and InfoNCE over the request beside it. For all models."""
-
-    infonce: float = Field(0.0, ge=0, examples=[0.1])
-    """The weight of InfoNCE."""
-    temperature: float = Field(1.0, gt=0.01, examples=[0.5])
-    """Where InfoNCE's temperatures start; they are learned, one a task."""
-
-
-class Model(BaseModel):
-    """The model. All other keys are its settings, which it checks itself."""
+class Component(BaseModel):
+    """Something that is chosen by name. All other keys are its settings, which its constructor checks."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    name: Name = Field("onerank", examples=["din"])
-    """Which model, by the name it is registered with."""
-    loss: Loss = Field(Loss(), examples=[{"infonce": 0.1}])
-    """What is minimised."""
+    name: ComponentName
+    """The name it is registered with, or the import path of a class of your own, `package.module:Name`."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All keys but the name and the loss."""
+        """All keys that are settings."""
         return dict(self.model_extra or {})
+
+
+class Head(Component):
+    """What makes logits of a candidate's vector. For models that take a head; each has a default of its own."""
+
+    name: ComponentName = Field(examples=["mmoe"])
+    """Which head: the name it is registered with, or an import path, `package.module:Name`."""
+
+
+class Loss(Component):
+    """What is minimised. For all models."""
+
+    name: ComponentName = Field("pointwise", examples=["mypackage.losses:MyLoss"])
+    """Which loss: the name it is registered with, or an import path, `package.module:Name`."""
+
+
+class Model(Component):
+    """The model. All other keys are its settings, which it checks itself."""
+
+    name: ComponentName = Field("onerank", examples=["din"])
+    """Which model: the name it is registered with, or an import path, `package.module:Name`."""
+    head: Head | None = Field(None, examples=[{"name": "mmoe", "experts": 4}])
+    """The head, if the model takes one. The model's default by default."""
+    loss: Loss = Field(Loss(), examples=[{"infonce": 0.1}])
+    """What is minimised."""
 
 
 class Optimizer(Section):

@@ -1,66 +1,61 @@
-"""DIN with a multi-task predictor: target attention over each history, then a predictor over all vectors."""
+"""DIN: target attention over each history, all vectors concatenated, any head behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.token_dense import TokenDense
-from trainer.models.base import RankingModel, Tensors
+from trainer.models.base import Tensors
 from trainer.models.din.target_attention import TargetAttention
-from trainer.models.registry import register_model
+from trainer.models.headed import HeadedModel
+from trainer.models.registry import MODELS
 from transform.features.model_inputs import ModelInputs
 
-PREDICTORS = {"shared_bottom": SharedBottom}
 
-
-@register_model("din")
+@MODELS.register("din")
 @keras.saving.register_keras_serializable(package="onerank")
-class DIN(RankingModel):
-    """Deep Interest Network as an encoder, a multi-task predictor behind it.
+class DIN(HeadedModel):
+    """Deep Interest Network: each candidate weighs the user's events, any multi-task head behind it.
 
-    The cache holds the user's embedding and the projected events of each sequence.
+    The user state holds the user's embedding and the projected events of each sequence.
 
     Args:
         inputs: ModelInputs, or its config.
         d: int. The width of events and queries. Defaults to 32.
         attention_hidden: int. The width of the attention network. Defaults to 32.
-        predictor: str. `"shared_bottom"`. Defaults to `"shared_bottom"`.
-        hidden: sequence of int. The widths of the predictor's layers. Defaults to `(128, 64)`.
-        dropout: float. The predictor's dropout. Defaults to 0.0.
+        head: dict. The head: its `name` and its settings. Defaults to a shared bottom.
+
+    Raises:
+        ValueError: when a width is below 1.
 
     References:
         - [Deep Interest Network](https://arxiv.org/abs/1706.06978). Ours: events and queries are projected to one
           width d, and the products of candidate and interest are features too.
     """
 
+    test_settings = (
+        {"d": 8, "attention_hidden": 6, "head": {"name": "shared_bottom", "hidden": [16, 8], "dropout": 0.1}},
+    )
+
     def __init__(
         self,
         inputs: ModelInputs | dict[str, Any],
         d: int = 32,
         attention_hidden: int = 32,
-        predictor: str = "shared_bottom",
-        hidden: Sequence[int] = (128, 64),
-        dropout: float = 0.0,
+        head: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(inputs, **kwargs)
+        super().__init__(inputs, head or {"name": "shared_bottom"}, **kwargs)
         if d < 1 or attention_hidden < 1:
             raise ValueError(
                 "`d` and `attention_hidden` should be at least 1. "
                 f"Received: `d={d}`, `attention_hidden={attention_hidden}`. Use multiples of 8."
             )
-        if predictor not in PREDICTORS:
-            raise ValueError(f"`predictor` should be one of {sorted(PREDICTORS)}. Received: `predictor={predictor}`.")
         self.d = d
         self.attention_hidden = attention_hidden
-        self.predictor_name = predictor
-        self.hidden = tuple(hidden)
-        self.dropout = dropout
 
         # === Layers ===
         names, dtype = self.inputs_spec.sequence_names, self.dtype_policy
@@ -69,18 +64,10 @@ class DIN(RankingModel):
         self.attentions = {
             name: TargetAttention(attention_hidden, name=f"{name}_attention", dtype=dtype) for name in names
         }
-        self.predictor = PREDICTORS[predictor](
-            tasks=len(self.inputs_spec.tasks), hidden=self.hidden, dropout=dropout, name="predictor", dtype=dtype
-        )
         candidate_names = {column.name for column in self.inputs_spec.group("candidate")}
         self.item_columns = {
             name: tuple(c.name for c in self.inputs_spec.group(name) if c.name in candidate_names) for name in names
         }
-
-    @property
-    def task_bias(self) -> keras.Variable:
-        """The predictor's bias [K]."""
-        return self.predictor.logit_bias
 
     # === Stages ===
 
@@ -93,10 +80,10 @@ class DIN(RankingModel):
             cache[f"{name}_mask"] = sequences[name]["mask"]
         return cache
 
-    def score_candidates(
+    def candidate_vectors(
         self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
-        """Logits [B, N, K]."""
+        """The concatenated vectors [B, N, D] of candidate, user, context, and per sequence query and interest."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
         vectors = [self.embedding(features, group="candidate")]
         n = ops.shape(candidates["mask"])[1]
@@ -108,7 +95,7 @@ class DIN(RankingModel):
             query = self.query_projections[name](self.embedding(item, group="candidate", names=columns))
             interest = self.attentions[name](query, cache[f"{name}_events"], cache[f"{name}_mask"])
             vectors += [query, interest, query * interest]
-        return self.predictor(ops.concatenate(vectors, axis=-1), training=training)
+        return ops.concatenate(vectors, axis=-1)
 
     # === Config ===
 
@@ -118,7 +105,4 @@ class DIN(RankingModel):
             **super().get_config(),
             "d": self.d,
             "attention_hidden": self.attention_hidden,
-            "predictor": self.predictor_name,
-            "hidden": list(self.hidden),
-            "dropout": self.dropout,
         }

@@ -34,7 +34,7 @@ class ContextTokenizer(keras.layers.Layer):
         columns=(Column("seen", "item", "id", "item", 4), Column("liked", "item", "id", "item", 4)),
         rows={"item": 100},
         sequences=(EventSequence("seen", "history", 50), EventSequence("liked", "anchor", 10)),
-        tasks=("click",),
+        tasks=(Task("click"),),
     )
     events = {"events": np.ones((2, 7, 4)), "mask": np.ones((2, 7), bool)}
     ContextTokenizer(inputs, d=8)({"seen": events, "liked": events})[0]  # [2, 16, 8]

@@ -18,14 +18,15 @@ from trainer.models.onerank.matching_scorer import KINDS, MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
 from trainer.models.onerank.summary_merge import SummaryMerge
-from trainer.models.registry import register_model
-from trainer.ops.recompute import recomputed
+from trainer.models.recomputable import RecomputableBlocks
+from trainer.models.registry import MODELS
+from trainer.models.setwise import SetwiseScoring
 from transform.features.model_inputs import ModelInputs
 
 
-@register_model("onerank")
+@MODELS.register("onerank")
 @keras.saving.register_keras_serializable(package="onerank")
-class OneRank(RankingModel):
+class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
     """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
 
     The cache holds the user's embedding, each block's keys and values of the context, and what the task tokens read of
@@ -54,7 +55,19 @@ class OneRank(RankingModel):
           and what the layers' docstrings name.
     """
 
-    exact_cache = frozenset({"task_read"})
+    full_precision_state = frozenset({"task_read"})
+    test_settings = (
+        {
+            "d": 12,
+            "layers": 3,
+            "heads": 2,
+            "ffn_ratio": 2,
+            "dropout": 0.1,
+            "scorer": "bilinear",
+            "cross_task": [[1, 0, 0.5], [0, 1, 0], [1, 1, 1]],
+        },
+        {"d": 8, "layers": 1, "heads": 2},
+    )
 
     def __init__(
         self,
@@ -125,8 +138,7 @@ class OneRank(RankingModel):
         self.cross = CrossTaskAttention(cross_task, heads, ffn_ratio, detach, name="cross_task", dtype=dtype)
         self.scorer = MatchingScorer(scorer, name="scorer", dtype=dtype)
 
-    @property
-    def task_bias(self) -> keras.Variable:
+    def initial_bias(self) -> keras.Variable:
         """The scorer's bias [K]."""
         return self.scorer.bias
 
@@ -145,7 +157,7 @@ class OneRank(RankingModel):
             if index == 0 and self.task_tokens:
                 # a copy: a variable, as the argument of a block that is recomputed, would get a wrong gradient
                 arguments["task_tokens"] = ops.copy(self.candidate_tokenizer.task_tokens)
-            tokens, keys, values, *task_read = self._apply(block, **arguments, training=training)
+            tokens, keys, values, *task_read = self.apply_block(block, **arguments, training=training)
             cache |= {f"keys_{index}": keys, f"values_{index}": values}
             if task_read:
                 cache["task_read"] = task_read[0]
@@ -182,9 +194,6 @@ class OneRank(RankingModel):
             embedded[name] = {"events": self.embedding(events, group=name), "mask": sequences[name]["mask"]}
         return self.context_tokenizer(embedded)
 
-    def _apply(self, block: PrivateChannelBlock, **arguments: Any) -> Any:
-        return recomputed(block, **arguments) if self.recompute else block(**arguments)
-
     def _candidate_states(self, cache: Tensors, candidates: Tensors, training: bool | None) -> Any:
         """R [B, N, K, d]: what each task makes of each candidate."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
@@ -195,7 +204,7 @@ class OneRank(RankingModel):
             if self.task_tokens:
                 arguments["task_read"] = cache["task_read"] if index == 0 else None
                 arguments["tasks_only"] = index == self.depth - 1
-            groups = self._apply(block, **arguments, training=training)
+            groups = self.apply_block(block, **arguments, training=training)
         states = self.final_norm(groups)
         return states if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 

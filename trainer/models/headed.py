@@ -1,0 +1,59 @@
+"""`HeadedModel`: a backbone that makes one vector per candidate, and a head that makes logits of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from trainer.heads.registry import HEADS
+from trainer.models.base import RankingModel, Tensors
+from transform.features.model_inputs import ModelInputs
+
+
+class HeadedModel(RankingModel):
+    """Base of models that take any head. A subclass writes `encode_context` and `candidate_vectors`.
+
+    Args:
+        inputs: ModelInputs, or its config.
+        head: dict. The head: its `name` (see `trainer.heads`) and its settings.
+    """
+
+    def __init__(self, inputs: ModelInputs | dict[str, Any], head: dict[str, Any], **kwargs: Any):
+        super().__init__(inputs, **kwargs)
+        if "name" not in head:
+            raise ValueError(f"`head` should hold the `name` of a head. Received: `head={head}`.")
+        self.head_settings = dict(head)
+        settings = {key: value for key, value in head.items() if key != "name"}
+        tasks, dtype = self.inputs_spec.tasks, self.dtype_policy
+        self.head = HEADS.build(head["name"], settings, "model.head", tasks, name="head", dtype=dtype)
+
+    def candidate_vectors(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> Any:
+        """What the head gets.
+
+        Args:
+            cache: dict. What `encode_context` returned.
+            context: dict. As for `score_candidates`.
+            candidates: dict. As for `score_candidates`.
+            training: bool.
+
+        Returns:
+            Float [B, N, D], one vector per candidate, or [B, N, K, D], one per candidate and task.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` should define `candidate_vectors`.")
+
+    def score_candidates(
+        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+    ) -> Any:
+        """Logits [B, N, K]."""
+        return self.head(self.candidate_vectors(cache, context, candidates, training=training), training=training)
+
+    def initial_bias(self) -> keras.Variable | None:
+        """The head's bias [K]."""
+        return self.head.initial_bias()
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "head": self.head_settings}

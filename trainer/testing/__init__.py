@@ -1,0 +1,1 @@
+"""What tests of models need: small random batches, and the tests that hold for every model."""
