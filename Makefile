@@ -84,34 +84,34 @@ docs: setup  ## Write docs/spec.md from the schema and the models
 	$(PY) -W ignore -m docs.make_spec_reference
 
 bench-attention: setup  ## The attention's kernels and their rivals: speed, memory, exactness (TORCH_PYTHON: an interpreter with PyTorch)
-	$(BENCH).attention --output benchmarks/results/attention.json $(if $(TORCH_PYTHON),--torch-python "$(TORCH_PYTHON)")
+	$(BENCH).attention.compare_kernels --output benchmarks/attention/compare_kernels.json $(if $(TORCH_PYTHON),--torch-python "$(TORCH_PYTHON)")
 
 bench-train: setup  ## OneRank's training step: attention's kernels, XLA, bfloat16, Keras's own layers
-	$(BENCH).train --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/train.json
+	$(BENCH).training.train_step --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/training/train_step.json
 
 bench-serving: setup  ## Requests to an exported OneRank: kept contexts, repeated histories, the embedded server, skew
-	$(BENCH).serving --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving.json
+	$(BENCH).serving.request_cost --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/serving/request_cost.json
 
 bench-serving-load: setup  ## Ten minutes of load on the embedded server while versions come; then it is killed, and gets broken versions
-	$(BENCH).serving_load --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving_load.json
+	$(BENCH).serving.server_load --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/serving/server_load.json
 
 bench-lightgbm: setup  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
-	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
+	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.quality.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
 
 bench-synthetic: setup  ## Models, and OneRank without its parts, on data with a known truth (hours)
-	$(BENCH).synthetic --variants benchmarks/variants/synthetic.yaml --output "$(OUT)/bench"
-	$(BENCH).synthetic --variants benchmarks/variants/ablation.yaml --output "$(OUT)/bench" --scenarios conflict set --strengths 1
+	$(BENCH).quality.synthetic --variants benchmarks/quality/variants/synthetic.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.synthetic --variants benchmarks/quality/variants/ablation.yaml --output "$(OUT)/bench" --scenarios conflict set --strengths 1
 
 bench-scorers: setup  ## The three scorers: training steps until they know more than the base rates
-	$(BENCH).plateau --variants benchmarks/variants/scorers.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.plateau --variants benchmarks/quality/variants/scorers.yaml --output "$(OUT)/bench"
 
 bench-kuairand: setup  ## OneRank, DIN and LightGBM on KuaiRand-Pure (DATA: its folder), by day and by week
-	$(BENCH).quality --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
-	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
-	$(BENCH).quality --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/variants/kuairand_weeks.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.compare_models --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/quality/variants/kuairand.yaml --output "$(OUT)/bench"
+	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.quality.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
+	$(BENCH).quality.compare_models --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/quality/variants/kuairand_weeks.yaml --output "$(OUT)/bench"
 
 bench-seesaw: setup  ## Each task of SPEC learned with the others and alone
-	$(BENCH).seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
+	$(BENCH).quality.seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
 
 kill-matrix: setup  ## Kill a small pipeline in every component, start it again, compare where it ends
 	$(BENCH).kill_matrix --output "$(OUT)/kill-matrix"

@@ -6,7 +6,7 @@ import pytest
 from conftest import far_from_start
 from tiny_model import NAME, serving
 
-from benchmarks import serving_skew
+from benchmarks.serving import serving_skew
 from transform.ingest.prepare import Prepared
 
 pytestmark = pytest.mark.server

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_requests import plain_requests
 
-from benchmarks.oracle import oracle, popularity
+from benchmarks.quality.oracle import oracle, popularity
 from transform.datasets import synthetic, synthetic_truth
 from transform.datasets.synthetic import main, write
 from transform.datasets.synthetic_draw import Sizes, generate

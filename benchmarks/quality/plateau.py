@@ -1,4 +1,4 @@
-"""How long a scorer sits on the base-rate plateau: `python -m benchmarks.plateau --help`.
+"""How long a scorer sits on the base-rate plateau: `python -m benchmarks.quality.plateau --help`.
 
 A matching score starts as a constant: every candidate of a task gets its base rate, and cross-entropy is flat there.
 The plateau counts as left when each task's normalised entropy on eval requests is below 0.99, that is when the model
@@ -24,7 +24,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import WIDTH_WITHOUT_TERMINAL, load_variants, versions
+from benchmarks.quality.compare_models import WIDTH_WITHOUT_TERMINAL, load_variants, versions
 from trainer.metrics import ranking_metrics
 from trainer.models.registry import build_model
 from trainer.training.trainer import Optimizers, build_loss, make_train_step, start_at_base_rates
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plateau",
+        prog="python -m benchmarks.quality.plateau",
         description="Counts the training steps until a model knows more than the base rates, on synthetic data.",
     )
     parser.add_argument("--variants", required=True, help="a YAML file: by name, sections that replace the spec's")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import train
-from benchmarks.keras_attention import KerasAttentionOneRank
+from benchmarks.training import train_step
+from benchmarks.training.keras_attention import KerasAttentionOneRank
 from trainer.layers.token_dense import TokenDense
 from trainer.ops import fused
 
@@ -14,7 +14,7 @@ SMALL = {"b": 4, "n": 3, "u": 6, "d": 16}
 
 
 def test_the_model_on_keras_attention_is_the_same_model():
-    problem = train.deep_problem(**SMALL, layers=2)
+    problem = train_step.deep_problem(**SMALL, layers=2)
     model, generator = problem.make(), np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0, 0.3, variable.shape))
@@ -29,17 +29,19 @@ def test_the_model_on_keras_attention_is_the_same_model():
 
 @pytest.mark.skipif(fused.unavailable() is not None, reason="the fused attention is not built")
 def test_it_compares_ways_and_says_when_one_learns_something_else():
-    problem = train.deep_problem(**SMALL, layers=1)
-    ways = {name: train.WAYS[name] for name in ("fused", "portable", "recomputed", "Keras dense", "Keras MHA")}
+    problem = train_step.deep_problem(**SMALL, layers=1)
+    ways = {name: train_step.WAYS[name] for name in ("fused", "portable", "recomputed", "Keras dense", "Keras MHA")}
     ours = TokenDense.call
-    rows = train.compare(problem, ways, rounds=2)
+    rows = train_step.compare(problem, ways, rounds=2)
     assert TokenDense.call is ours
-    figures = train.find_figures(rows, waited=1.5)
+    figures = train_step.find_figures(rows, waited=1.5)
     assert set(figures) == {
         *("train.gemm_percent", "train.over_keras_mha", "train.input_wait_percent", "train.max_abs_loss_difference"),
     }
     assert figures["train.max_abs_loss_difference"] < 1e-4 and figures["train.input_wait_percent"] == 1.5
     assert all(row["cpu_ms"] > 0 and row["rounds"] == 2 for row in rows)
 
-    wrong = train.compare(problem, {"fused": ways["fused"], "other": train.Way(settings={"embedding_l2": 0.1})}, 2)
+    wrong = train_step.compare(
+        problem, {"fused": ways["fused"], "other": train_step.Way(settings={"embedding_l2": 0.1})}, 2
+    )
     assert wrong[1]["loss_difference"] > 1e-3

@@ -1,4 +1,4 @@
-"""A process that runs kernels of attention when `benchmarks.attention` asks for it; see `benchmarks.measure.Worker`.
+"""A process that runs kernels of attention when `compare_kernels` asks for it; see `benchmarks.measure.Worker`.
 
 `tensorflow` measures memory, in a process for each kernel; `torch` runs PyTorch, under an interpreter that has it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.attention_shapes import Shape, attention_inputs, visible
+from benchmarks.attention.shapes import Shape, attention_inputs, visible
 
 Build = Callable[[str, Shape, bool], Callable[[], list[Any]]]
 TORCH_KERNELS = ("torch", "torch causal")
@@ -81,7 +81,7 @@ def torch_build(kernel: str, shape: Shape, backward: bool) -> Callable[[], list[
 
 def main() -> None:
     """Serves until there are no more requests."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention.worker", description=__doc__)
     parser.add_argument("library", choices=["tensorflow", "torch"])
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         runner, facts = Runner(torch_build), {"version": torch.__version__}
     else:
         measure.set_threads(arguments.threads)
-        from benchmarks.attention_kernels import build
+        from benchmarks.attention.kernels import build
 
         runner, facts = Runner(build), {}
 

@@ -1,4 +1,4 @@
-"""Models on data with a known truth: `python -m benchmarks.synthetic --help`.
+"""Models on data with a known truth: `python -m benchmarks.quality.synthetic --help`.
 
 For each scenario, at strength 0 (the effect is off) and 1: every variant beside the oracle, which scores with the true
 probabilities, and item popularity. What an effect costs a model is how much further it falls behind the oracle when the
@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.oracle import oracle, popularity
-from benchmarks.quality import METRICS, WIDTH_WITHOUT_TERMINAL, load_variants, run_all, versions
+from benchmarks.quality.compare_models import METRICS, WIDTH_WITHOUT_TERMINAL, load_variants, run_all, versions
+from benchmarks.quality.oracle import oracle, popularity
 from transform.datasets.synthetic import write
 from transform.datasets.synthetic_truth import SCENARIOS
 from transform.errors import UserError
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.synthetic",
+        prog="python -m benchmarks.quality.synthetic",
         description="Trains variants of a model on synthetic data with a known truth, each with several seeds.",
     )
     parser.add_argument("--variants", required=True, help="a YAML file: by name, sections that replace the spec's")

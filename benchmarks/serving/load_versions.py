@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.serving_requests import export, random_model
+from benchmarks.serving.sized_requests import export, random_model
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RANK
 from transform.ingest.prepare import Prepared

@@ -1,4 +1,4 @@
-"""LightGBM beside the neural model of a pipeline run: `python -m benchmarks.lightgbm_baseline --help`.
+"""LightGBM beside the neural model of a pipeline run: `python -m benchmarks.quality.lightgbm_baseline --help`.
 
 Both see the same requests: a classifier a task learns from the train rows, stops on the eval rows and is measured on
 the test rows, with the Evaluator's metrics. LightGBM gets the user, context and candidate features of the spec but no
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.lightgbm_baseline",
+        prog="python -m benchmarks.quality.lightgbm_baseline",
         description="Trains LightGBM on the requests of the newest pipeline run and prints its test metrics beside "
         "those of the run's model and of item popularity. Run the pipeline first.",
     )

@@ -1,4 +1,4 @@
-"""KuaiRand-Pure in requests of a user and week: `python -m benchmarks.kuairand_weeks --help`.
+"""KuaiRand-Pure in requests of a user and week: `python -m benchmarks.quality.kuairand_weeks --help`.
 
 A user's impressions of one day are two on average; of one week, about five, and some fifty. Models that read the whole
 request have more to read there. Some of it is hindsight: what was shown on Friday may follow from a click on Monday, so
@@ -29,7 +29,7 @@ EVAL_USERS = 5  # one user in so many
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder; returns 1 when it is there already."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kuairand_weeks",
+        prog="python -m benchmarks.quality.kuairand_weeks",
         description="Writes a copy of KuaiRand-Pure whose log has the columns `week` and `part`, and a spec for it.",
     )
     parser.add_argument("--spec", required=True, help="the spec of the data by day, data/kuairand_dev.yaml")

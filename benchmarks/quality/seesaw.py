@@ -1,4 +1,4 @@
-"""What each task gains or loses by learning with the others: `python -m benchmarks.seesaw --help`."""
+"""What each task gains or loses by learning with the others: `python -m benchmarks.quality.seesaw --help`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ prepare_environment()
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import WIDTH_WITHOUT_TERMINAL, for_task
+from benchmarks.quality.compare_models import WIDTH_WITHOUT_TERMINAL, for_task
 from trainer.training.gradient_probe import SeesawRow, seesaw, write_seesaw
 from trainer.training.trainer import evaluate, train
 from transform.errors import UserError
@@ -27,7 +27,7 @@ from transform.spec.ranking_spec import RankingSpec
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains and prints the table; returns 1 when the user has something to correct."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.seesaw",
+        prog="python -m benchmarks.quality.seesaw",
         description="Trains the model of a spec on all tasks, then one on each alone, and compares them on the test "
         "split: a table, seesaw.json and TensorBoard logs in <output>/<name>/together.",
     )

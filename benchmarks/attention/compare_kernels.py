@@ -1,4 +1,6 @@
-"""The kernels of structured attention beside each other and their rivals: `python -m benchmarks.attention --help`.
+"""The kernels of structured attention beside each other and their rivals.
+
+    python -m benchmarks.attention.compare_kernels --help
 
 Speed: processor seconds of kernels that run in turn, as ratios. Memory: the forward pass of each kernel in a process of
 its own. And how far every result, and gradient, is from one in float64 with a dense mask.
@@ -26,9 +28,9 @@ prepare_environment()
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.attention_kernels import DENSE_TENSORS, KERNELS, WITH_PROJECTIONS, build, expected
-from benchmarks.attention_shapes import SHAPES, SWEEP, Shape
-from benchmarks.attention_worker import TORCH_KERNELS, Runner
+from benchmarks.attention.kernels import DENSE_TENSORS, KERNELS, WITH_PROJECTIONS, build, expected
+from benchmarks.attention.shapes import SHAPES, SWEEP, Shape
+from benchmarks.attention.worker import TORCH_KERNELS, Runner
 from benchmarks.measure import Ratio, Times, Worker
 from trainer.ops.fused import unavailable
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.attention",
+        prog="python -m benchmarks.attention.compare_kernels",
         description="Measures the kernels of structured attention: speed, memory and exactness.",
     )
     parser.add_argument("--output", help="a JSON file for results; its folder is made (default: none is written)")
@@ -153,7 +155,7 @@ def measure_all(
 def _worker(python: str, library: str, threads: int) -> Worker:
     environment = {**measure.MEMORY_ENVIRONMENT} if library == "tensorflow" else {}
     environment |= {"OMP_NUM_THREADS": str(threads)}
-    return Worker([python, "-m", "benchmarks.attention_worker", library, "--threads", str(threads)], environment)
+    return Worker([python, "-m", "benchmarks.attention.worker", library, "--threads", str(threads)], environment)
 
 
 def _shape_of(row: Row, shapes: Sequence[Shape]) -> Shape:

@@ -1,4 +1,4 @@
-"""What a request costs when a OneRank is served: `python -m benchmarks.serving --help`.
+"""What a request costs when a OneRank is served: `python -m benchmarks.serving.request_cost --help`.
 
 One user with a long history and N candidates; the exported signatures are called in this process and through the
 embedded server. What takes turns is compared by processor seconds.
@@ -26,10 +26,11 @@ import httpx
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import load, measure, serving_skew
+from benchmarks import measure
 from benchmarks.measure import Ratio, Times, add_data_arguments
-from benchmarks.server_process import ServerProcess
-from benchmarks.serving_requests import export, joined, random_model, sized
+from benchmarks.serving import load, serving_skew
+from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.sized_requests import export, joined, random_model, sized
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
+        prog="python -m benchmarks.serving.request_cost",
         description="Measures served requests: shared and repeated histories, kept contexts, the server, skew.",
     )
     add_data_arguments(parser)

@@ -1,4 +1,4 @@
-"""Models side by side on one problem, over seeds: `python -m benchmarks.quality --help`.
+"""Models side by side on one problem, over seeds: `python -m benchmarks.quality.compare_models --help`.
 
 Every run is stored as soon as it is there, so that a benchmark that was stopped goes on where it was.
 """
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality",
+        prog="python -m benchmarks.quality.compare_models",
         description="Trains variants of a spec's model, each with several seeds, and prints mean and "
         "spread of their test metrics, parameters, FLOPs a request and training time.",
     )
@@ -195,7 +195,7 @@ def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder
 
 
 def _lightgbm(prepared: Prepared, spec: RankingSpec) -> dict[str, Any]:
-    from benchmarks.lightgbm_baseline import evaluate_task, make_columns, read_rows, to_matrix
+    from benchmarks.quality.lightgbm_baseline import evaluate_task, make_columns, read_rows, to_matrix
 
     splits = {split: read_rows(spec, str(prepared.folder / "raw" / split)) for split in ("train", "eval", "test")}
     columns = list(make_columns(spec, splits["train"]))

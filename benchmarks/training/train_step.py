@@ -1,4 +1,6 @@
-"""The training step of OneRank, and of the same model computed in other ways: `python -m benchmarks.train --help`.
+"""The training step of OneRank, and of the same model computed in other ways.
+
+    python -m benchmarks.training.train_step --help
 
 Steps run in turn, on one batch; processor seconds are compared. Speed is also given as a share of that of one large
 matrix product: useful operations (`trainer.training.cost`: contractions, of attention the pairs that see each other) a
@@ -26,8 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
-from benchmarks.keras_attention import KerasAttentionOneRank
 from benchmarks.measure import Ratio, add_data_arguments
+from benchmarks.training.keras_attention import KerasAttentionOneRank
 from trainer.layers.token_dense import TokenDense
 from trainer.losses.ranking_loss import RankingLoss
 from trainer.models.base import RankingModel
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train",
+        prog="python -m benchmarks.training.train_step",
         description="Measures OneRank's training step: kernels of attention, precision, XLA, Keras's own layers.",
     )
     add_data_arguments(parser)

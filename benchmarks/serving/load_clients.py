@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load_versions import LoadVersions
+from benchmarks.serving.load_versions import LoadVersions
 from serving.client import Ranker
 from serving.client.errors import RankingError
 from serving.tools.example_request import client_request

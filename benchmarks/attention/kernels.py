@@ -1,4 +1,4 @@
-"""Ways to compute attention in TensorFlow, of one form: what `benchmarks.attention` measures and compares."""
+"""Ways to compute attention in TensorFlow, of one form: what `compare_kernels` measures and compares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.attention_shapes import Shape, attention_inputs, layer_inputs, visible
+from benchmarks.attention.shapes import Shape, attention_inputs, layer_inputs, visible
 from trainer.ops.attention.structured_attention import structured_attention
 from trainer.ops.attention.visibility import Context, Visibility
 from trainer.ops.kernels import use_kernels

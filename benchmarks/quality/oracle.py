@@ -1,4 +1,6 @@
-"""What nobody can beat on a synthetic data set, and what everybody should: `python -m benchmarks.oracle FOLDER`.
+"""What nobody can beat on a synthetic data set, and what everybody should.
+
+    python -m benchmarks.quality.oracle FOLDER
 
 The oracle scores the test split with the true probabilities; popularity knows the items' train rates alone.
 """
@@ -76,7 +78,7 @@ def _metrics(labels: np.ndarray, scores: np.ndarray, requests: np.ndarray) -> di
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints both as a table."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.oracle",
+        prog="python -m benchmarks.quality.oracle",
         description="Test metrics of the truth and of item popularity on a synthetic data set.",
     )
     parser.add_argument("folder", help="the --output of transform.datasets.synthetic")

@@ -1,4 +1,4 @@
-"""A server under load while versions come, and when things go wrong: `python -m benchmarks.serving_load --help`.
+"""A server under load while versions come, and when things go wrong: `python -m benchmarks.serving.server_load --help`.
 
 Clients ask as fast as they are answered, over gRPC and REST, with and without kept contexts. Versions take turns among
 models whose scores differ, and each answer is compared with the scores of the version that it says it is from: a wrong,
@@ -26,11 +26,12 @@ import httpx
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import load, measure
-from benchmarks.load_clients import DEADLINE, Answer, LoadClients, faults
-from benchmarks.load_versions import LoadVersions
-from benchmarks.server_process import ServerProcess
-from benchmarks.serving_requests import joined, sized
+from benchmarks import measure
+from benchmarks.serving import load
+from benchmarks.serving.load_clients import DEADLINE, Answer, LoadClients, faults
+from benchmarks.serving.load_versions import LoadVersions
+from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.sized_requests import joined, sized
 from transform.errors import UserError
 from transform.ingest.prepare import Prepared, prepare
 from transform.spec.ranking_spec import RankingSpec
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving_load",
+        prog="python -m benchmarks.serving.server_load",
         description="Keeps a server at its highest rate while versions come, kills it, and gives it broken versions.",
     )
     measure.add_data_arguments(parser)

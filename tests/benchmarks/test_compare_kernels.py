@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import repository
 
-from benchmarks import attention, attention_kernels
-from benchmarks.attention_shapes import Shape, candidates, visible
+from benchmarks.attention import compare_kernels, kernels
+from benchmarks.attention.shapes import Shape, candidates, visible
 from trainer.ops import fused
 
 NOT_BUILT = fused.unavailable()
@@ -17,10 +17,10 @@ SHAPES = (Shape("A", 2, 2, 7, 8, backward=True), Shape("B", 1, 2, 9, 8, backward
 FEW = {"torch_python": None, "threads": 1, "rounds": 2, "seconds": 0}
 
 
-def measured(build=attention_kernels.build, **changes):
+def measured(build=kernels.build, **changes):
     options = {"shapes": [*SHAPES, candidates("C", 4, 6)], "sweep": [candidates("N = 2", 2, 3)], **FEW, **changes}
-    options = {"kernels": attention_kernels.KERNELS, "memory_kernels": ["fused"], **options}
-    return attention.measure_all(build=build, **options)
+    options = {"kernels": kernels.KERNELS, "memory_kernels": ["fused"], **options}
+    return compare_kernels.measure_all(build=build, **options)
 
 
 def test_every_kernel_is_measured_and_equal(tmp_path, capsys):
@@ -28,7 +28,7 @@ def test_every_kernel_is_measured_and_equal(tmp_path, capsys):
     assert json.loads(json.dumps(results)) == results
     assert set(results) == {"machine", "versions", "threads", "commit", "rows", "figures", "missing"}
     found = {(row["shape"], row["pass"], row["kernel"]) for row in results["rows"]}
-    assert len(found) == 5 * len(attention_kernels.KERNELS) + 4
+    assert len(found) == 5 * len(kernels.KERNELS) + 4
     for row in results["rows"]:
         assert row["error"] < 1e-5 and row["cpu_ms"] > 0 and row["over_fused"]["median"] > 0, row
     assert {row["kernel"] for row in results["rows"] if "extra_mb" in row} == {"fused"}
@@ -46,21 +46,21 @@ def test_every_kernel_is_measured_and_equal(tmp_path, capsys):
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
     capsys.readouterr()
-    assert attention.main(["--tables", str(tmp_path / "results.json")]) == 0
+    assert compare_kernels.main(["--tables", str(tmp_path / "results.json")]) == 0
     printed = capsys.readouterr().out
     assert "| attention.C.extra_mb |" in printed and "**N = 2**" in printed
 
 
 def test_the_readme_shows_the_results_that_are_kept():
     folder = repository() / "benchmarks"
-    results = json.loads((folder / "results/attention.json").read_text())
-    assert attention.tables(results) in (folder / "README.md").read_text()
+    results = json.loads((folder / "attention/compare_kernels.json").read_text())
+    assert compare_kernels.tables(results) in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("broken", [0, 2], ids=["result", "gradient"])
 def test_a_broken_kernel_has_a_large_error(broken):
     def build(kernel, shape, backward):
-        call = attention_kernels.build(kernel, shape, backward)
+        call = kernels.build(kernel, shape, backward)
         if kernel != "fused":
             return call
         return lambda: [tensor + (0.5 if n == broken else 0) for n, tensor in enumerate(call())]
@@ -72,12 +72,12 @@ def test_a_broken_kernel_has_a_large_error(broken):
 
 def test_what_does_not_fit_in_memory_is_left_out_and_said():
     shape = Shape("A", 1, 8, 10**6)
-    rows = attention.compare(shape._replace(tokens=10), False, ["tf"], None, 2, 0)
+    rows = compare_kernels.compare(shape._replace(tokens=10), False, ["tf"], None, 2, 0)
     assert "skipped" not in rows[0]
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(attention, "_free_memory", lambda: 1000)
-        rows = attention.compare(shape._replace(tokens=10), False, ["tf", "fused"], None, 2, 0)
+        patch.setattr(compare_kernels, "_free_memory", lambda: 1000)
+        rows = compare_kernels.compare(shape._replace(tokens=10), False, ["tf", "fused"], None, 2, 0)
     assert "needs" in rows[0]["skipped"] and "cpu_ms" not in rows[0] and "cpu_ms" in rows[1]
 
 
@@ -93,9 +93,9 @@ def test_without_pytorch_one_line_says_so(capsys, tmp_path):
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
-        assert attention._torch_python(None) is None
+        assert compare_kernels._torch_python(None) is None
     assert "--torch-python" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No module named torch"):
-        attention._torch_python(str(python))
+        compare_kernels._torch_python(str(python))
     with pytest.raises(SystemExit, match="No such file"):
-        attention._torch_python(str(tmp_path / "nothing"))
+        compare_kernels._torch_python(str(tmp_path / "nothing"))
