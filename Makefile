@@ -59,7 +59,7 @@ debian13:  ## As root: run `make demo` and `make test` in a Debian 13 made by de
 	scripts/debian13.sh "$(OUT)/debian13"
 
 fuzz-ops: setup  ## Run 1,000 random cases of each C++ operation against the reference
-	PYTHONPATH=. $(PY) tests/trainer/fuzz_ops.py
+	$(PY) -m tests.testing.fuzz_ops
 
 test-asan: setup  ## Run random cases of the C++ operations under the address sanitizer, every build of it
 	rm -rf "$(OUT)/asan"
@@ -67,7 +67,7 @@ test-asan: setup  ## Run random cases of the C++ operations under the address sa
 		$(PY) setup.py --quiet build --build-base "$(OUT)/asan" --build-lib "$(OUT)/asan/lib"
 	for kernels in plain avx2 avx512; do \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_INSTRUCTIONS=$$kernels \
-		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_ops.py --cases 200 || exit 1; \
+		PYTHONPATH="$(OUT)/asan/lib:." $(PY) tests/testing/fuzz_ops.py --cases 200 || exit 1; \
 	done
 
 notebooks: setup  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import kubernetes.client
 import pytest
 import yaml
-from conftest import repository
 
 from serving.tools.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, SERVED_FROM
+from tests.testing.repository import repository
 
 DEPLOY = repository() / "deploy"
 FILES = sorted(DEPLOY.rglob("*.y*ml"))

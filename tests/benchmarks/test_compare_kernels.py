@@ -4,10 +4,10 @@ import json
 import sys
 
 import pytest
-from conftest import repository
 
 from benchmarks.attention import compare_kernels, kernels
 from benchmarks.attention.shapes import Shape, candidates, visible
+from tests.testing.repository import repository
 from trainer.ops import fused
 
 NOT_BUILT = fused.unavailable()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
 
 from benchmarks.serving import load, request_cost, server_load
 from benchmarks.serving.load_clients import Answer, LoadClients, faults
@@ -20,6 +19,7 @@ from serving.client.ranking import Ranking
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
 from serving.tools.example_request import client_request
+from tests.testing.repository import repository
 from transform.features import request_example
 
 SIZES = replace(request_cost.QUICK, candidates={5: (2, 3)}, repeated=(3,), history=5, rounds=2, seconds=0.4)

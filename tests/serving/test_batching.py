@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from raw_requests import call, joined_request, part_of, request_examples
 
 from serving.export.raw_inputs import raw_values
+from tests.testing.raw_requests import call, joined_request, part_of, request_examples
 
 TOLERANCE = 1e-5
 

@@ -13,10 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import costly
-from fault_proxy import FaultProxy, QuietServer
 from tensorflow.core.framework import types_pb2
-from tiny_model import until
 
 from serving.client import (
     ContextKey,
@@ -32,6 +29,9 @@ from serving.export import signatures
 from serving.export.model_files import WARMUP_FILE
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
+from tests.testing.fault_proxy import FaultProxy, QuietServer
+from tests.testing.tiers import costly
+from tests.testing.tiny_model import until
 from transform.features import request_example
 
 TOLERANCE = 1e-5

@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 import tensorflow as tf
-from raw_requests import call, in_parts, in_two_steps, request_examples
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.export.raw_inputs import raw_values
+from tests.testing.raw_requests import call, in_parts, in_two_steps, request_examples
 from transform.features import request_example
 from transform.features.batching import request_batches
 

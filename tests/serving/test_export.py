@@ -6,9 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import far_from_start
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from raw_requests import call, in_two_steps, request_examples
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -18,6 +16,8 @@ from serving.export.signatures import RankingSignatures
 from serving.export.warmup_requests import warmup_requests
 from serving.export.wire_format import pack_cache, unpack_cache
 from serving.tools.server_config import BATCHING_PARAMETERS, MODELS_CONFIG, MONITORING_CONFIG, write_server_config
+from tests.testing.far_from_start import far_from_start
+from tests.testing.raw_requests import call, in_two_steps, request_examples
 from transform.errors import DataError
 from transform.features import request_example
 from transform.features.batching import request_batches

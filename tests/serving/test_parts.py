@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import far_from_start
-from raw_requests import call, in_parts, in_two_steps, joined_request, part_of, request_examples
 
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RankingSignatures
+from tests.testing.far_from_start import far_from_start
+from tests.testing.raw_requests import call, in_parts, in_two_steps, joined_request, part_of, request_examples
 from transform.features.transform_graph import TransformGraph
 from transform.spec.model_sections import Model
 

@@ -11,9 +11,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
 
 from serving.tools import score_log
+from tests.testing.repository import repository
 from transform.features import request_example
 
 LABELS = ("bought", "saved", "shared")

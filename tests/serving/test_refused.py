@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from raw_requests import call, joined_request, part_of, request_examples
 
 from serving.export.raw_inputs import raw_values
+from tests.testing.raw_requests import call, joined_request, part_of, request_examples
 from transform.features import request_example
 
 MOST = 40

@@ -28,7 +28,6 @@ from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
-from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
 from serving.export.model_files import WARMUP_FILE
 from serving.server import __main__ as command
@@ -37,6 +36,7 @@ from serving.server.batching_parameters import BatchingParameters
 from serving.server.errors import RequestError, ServerError, of_tensorflow
 from serving.server.model_server import ModelServer
 from serving.server.options import ServerOptions
+from tests.testing.tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
 pytestmark = pytest.mark.server
 

@@ -9,9 +9,10 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from fuzz_server import fuzz
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
-from tiny_model import NAME, SECONDS, floats, request, serving, write_model
+
+from tests.testing.fuzz_server import fuzz
+from tests.testing.tiny_model import NAME, SECONDS, floats, request, serving, write_model
 
 pytestmark = pytest.mark.server
 

@@ -12,13 +12,13 @@ import httpx
 import numpy as np
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2
-from tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
 from serving.server.errors import RequestError, ServerError
 from serving.server.model_config import ModelConfig, model_configs
 from serving.server.model_versions import ModelVersions
 from serving.server.options import ServerOptions
 from serving.server.version_policy import VersionPolicy
+from tests.testing.tiny_model import NAME, SECONDS, Client, Gate, floats, request, serving, until, write_model
 
 pytestmark = pytest.mark.server
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from raw_requests import constants, raw_inputs, request_examples
 
 from serving.export.exporter import load_spec, newest_version
+from tests.testing.raw_requests import constants, raw_inputs, request_examples
 from transform.errors import DataError
 from transform.features import request_example
 from transform.features.batching import request_batches

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_problem
-from conftest import costly, repository
 
+from tests.testing import small_problem
+from tests.testing.repository import repository
+from tests.testing.tiers import costly
 from tfx_pipeline.metadata.interrupted import clear_interrupted
 from tfx_pipeline.runners.airflow.settings import AirflowSettings
 from transform.errors import PipelineError
 from transform.spec.ranking_spec import RankingSpec
 
-WORKER = Path(__file__).with_name("airflow_worker.py")
 DATE = "{{ (data_interval_end - macros.timedelta(days=1)) | ds }}"
 needs_airflow = pytest.mark.skipif(
     importlib.util.find_spec("airflow") is None, reason="Airflow is not installed: make setup-airflow"
@@ -58,7 +58,7 @@ def test_a_wrong_variable_is_told_in_one_line(text, said):
 
 def ask(home: Path, *arguments: str):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(WORKER), *arguments],
+        [sys.executable, "-W", "ignore", "-m", "tests.testing.airflow_worker", *arguments],
         env={
             **os.environ,
             "PYTHONPATH": str(repository()),

@@ -16,10 +16,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import small_problem
 import yaml
-from conftest import repository
 
+from tests.testing import small_problem
+from tests.testing.repository import repository
 from tfx_pipeline.metadata.run_lock import run_lock
 from tfx_pipeline.runners import local
 

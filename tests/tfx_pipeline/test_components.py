@@ -11,8 +11,6 @@ from pathlib import Path
 import grimp
 import numpy as np
 import pytest
-import small_problem
-from conftest import repository
 from google.protobuf import text_format
 from ml_metadata.metadata_store import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
@@ -22,6 +20,8 @@ from tfx.utils.io_utils import SchemaReader
 
 from serving.export.model_files import ASSETS_EXTRA, SPEC_FILE
 from serving.tools.server_config import MODELS_CONFIG
+from tests.testing import small_problem
+from tests.testing.repository import repository
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy

@@ -7,7 +7,6 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import costly
 from google.protobuf import json_format
 from sklearn import metrics as reference
 from tensorflow_model_analysis import constants
@@ -18,6 +17,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils
 
+from tests.testing.tiers import costly
 from tfx_pipeline.evaluation import eval_config, extractors, tfma_metrics
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows

@@ -12,13 +12,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import small_problem
 import yaml
-from conftest import repository
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from kfp import components
 
+from tests.testing import small_problem
+from tests.testing.repository import repository
 from tfx_pipeline.runners.kubeflow import NOTES, main
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from schedule import Schedule, reported_runs
 from sklearn import metrics as reference
 
+from tests.testing.schedule import Schedule, reported_runs
 from tfx_pipeline.evaluation import tfma_plots, verdict
 from tfx_pipeline.evaluation.eval_config import load_metrics
 from tfx_pipeline.metadata.runs import Run

@@ -3,8 +3,8 @@
 import socket
 
 import pytest
-from conftest import repository
 
+from tests.testing.repository import repository
 from tfx_pipeline.runners import serve
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
 from tfx.types import standard_artifacts
 
 from serving.export.model_files import ASSETS_EXTRA, SPEC_FILE, WARMUP_FILE
 from serving.export.raw_inputs import input_specs
 from serving.export.warmup_requests import warmup_requests
 from serving.server.server_process import ServerProcess
+from tests.testing.repository import repository
 from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.evaluation import serving_validation
 from tfx_pipeline.evaluation.serving_validation import Limits, validate_serving

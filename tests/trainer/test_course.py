@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 
+from tests.trainer.test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 from trainer.models.registry import build_model
 from trainer.training import trainer
 from trainer.training.course import Course

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 import pytest
-from random_batches import INPUTS
 
+from tests.testing.random_batches import INPUTS
 from trainer.models.registry import build_model
 from trainer.training.cost import batch_cost, request_flops
 from transform.features.model_inputs import Column, EventSequence, ModelInputs

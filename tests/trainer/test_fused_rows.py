@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attention_cases import difference
-from conftest import repository
-from rows_cases import TOLERANCE, random_case, run
 from scipy.special import ndtr
 
+from tests.testing.attention_cases import difference
+from tests.testing.repository import repository
+from tests.testing.rows_cases import TOLERANCE, random_case, run
 from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
 from trainer.ops import fused
@@ -51,9 +51,8 @@ def test_bfloat16_is_float32_rounded(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
-    program = "import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
-    paths = os.pathsep.join(str(repository() / folder) for folder in (".", "tests", "tests/trainer"))
-    environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": paths}
+    program = "from tests.trainer import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
+    environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": str(repository())}
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
-from layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
 
 import trainer.heads
 import trainer.layers
 import trainer.losses
 import trainer.models
+from tests.testing.layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
+from tests.testing.layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
 from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.losses.ranking_loss import RankingLoss

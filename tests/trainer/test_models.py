@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_checks import numpy, spread_weights
-from random_batches import INPUTS, random_batch
 
+from tests.testing.layer_checks import numpy, spread_weights
+from tests.testing.random_batches import INPUTS, random_batch
 from trainer.models.base import RankingModel, empty_batch
 from trainer.models.din.model import DIN
 from trainer.models.registry import build_model

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from layer_checks import numpy, spread_weights
-from random_batches import INPUTS, random_batch
 
+from tests.testing.layer_checks import numpy, spread_weights
+from tests.testing.random_batches import INPUTS, random_batch
 from trainer.losses import masked
 from trainer.losses.ranking_loss import LOWEST_TEMPERATURE, RankingLoss
 from trainer.models.base import empty_batch

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
-from test_training import rewritten, same_weights, weights_of, with_model, with_training
 
+from tests.testing.repository import repository
+from tests.trainer.test_training import rewritten, same_weights, weights_of, with_model, with_training
 from trainer.training import trainer
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.course import Course
@@ -97,7 +97,7 @@ def killed(job, tmp_path_factory):
         content = {**job, "spec": job["spec"].to_json(), "inputs": job["inputs"].to_config()}
         content |= {"run_dir": str(run_dir), "checkpoint_dir": str(checkpoints)}
         (folder / "job.json").write_text(json.dumps(content))
-        command = [sys.executable, str(Path(__file__).with_name("resume_worker.py")), str(folder / "job.json")]
+        command = [sys.executable, "-m", "tests.testing.resume_worker", str(folder / "job.json")]
         process = subprocess.run(
             [*command, moment, str(count)],
             env={**os.environ, "PYTHONPATH": str(repository())},

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attention_cases import TOLERANCE, difference, naive, random_case, run
-from conftest import repository
 
+from tests.testing.attention_cases import TOLERANCE, difference, naive, random_case, run
+from tests.testing.repository import repository
 from trainer.ops import fused, kernels
 from trainer.ops.attention import structured_attention
 from trainer.ops.attention.visibility import CAUSAL, Context, Visibility
@@ -80,9 +80,8 @@ def test_bfloat16_is_float32_rounded(kernel, seed):
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
     """Those of this one are what the tests above run."""
-    program = [sys.executable, str(repository() / "tests/trainer/fuzz_ops.py"), "--cases", "25"]
-    paths = os.pathsep.join([str(repository()), str(repository() / "tests/trainer")])
-    environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": paths}
+    program = [sys.executable, "-m", "tests.testing.fuzz_ops", "--cases", "25"]
+    environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": str(repository())}
     found = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 

@@ -12,10 +12,20 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import yaml
-from conftest import costly
-from test_preprocessing import analysed, transformed
-from toy_requests import PAST, REMOVE, SPEC, beam_requests, edited, impression, toy_spec, write_csv, write_files
 
+from tests.testing.tiers import costly
+from tests.testing.toy_requests import (
+    PAST,
+    REMOVE,
+    SPEC,
+    beam_requests,
+    edited,
+    impression,
+    toy_spec,
+    write_csv,
+    write_files,
+)
+from tests.transform.test_preprocessing import analysed, transformed
 from transform.errors import DataError
 from transform.features import request_example
 from transform.ingest.aggregates import counter, export
@@ -521,7 +531,8 @@ def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
     assert exported(toy, tmp_path / "table") == 0
     found, seen = {}, {}
     import apache_beam as beam
-    import toy_requests
+
+    from tests.testing import toy_requests
 
     toy_requests._COLLECTED.clear()
     with beam.Pipeline() as pipeline:

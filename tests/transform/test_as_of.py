@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
-from toy_requests import edited, impression, plain_requests, toy_spec, write_files
 
+from tests.testing.toy_requests import edited, impression, plain_requests, toy_spec, write_files
 from transform.errors import DataError, SpecError
 from transform.ingest.beam_requests import RequestExamples
 from transform.ingest.split_dates import resolve_splits

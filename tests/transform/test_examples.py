@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from toy_requests import comparable, impression, plain_requests, serialized, toy_spec, write_files
 
+from tests.testing.toy_requests import comparable, impression, plain_requests, serialized, toy_spec, write_files
 from transform.features import request_example
 
 NUMBERS = [0.0, 1.5, -2.25, math.nan]

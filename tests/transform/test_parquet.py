@@ -4,8 +4,8 @@ import datetime
 
 import pandas as pd
 import pytest
-from toy_requests import ITEMS, PAST, beam_requests, impression, plain_requests, toy_spec, write_files
 
+from tests.testing.toy_requests import ITEMS, PAST, beam_requests, impression, plain_requests, toy_spec, write_files
 from transform.errors import DataError
 from transform.ingest.tables import read_header, read_rows
 

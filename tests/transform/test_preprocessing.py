@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_transform import beam as tft_beam
 from tfx_bsl.tfxio import tf_example_record
-from toy_requests import toy_spec
 
+from tests.testing.toy_requests import toy_spec
 from transform.errors import DataError
 from transform.features import request_example
 from transform.features.batching import LabelCounts, count_labels, count_requests, request_batches

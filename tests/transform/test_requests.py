@@ -5,7 +5,8 @@ import math
 import random
 
 import pytest
-from toy_requests import (
+
+from tests.testing.toy_requests import (
     ITEMS,
     PAST,
     REMOVE,
@@ -20,7 +21,6 @@ from toy_requests import (
     write_csv,
     write_files,
 )
-
 from transform.errors import DataError, find_user_error
 from transform.features import request_example
 from transform.ingest.beam_requests import RequestExamples

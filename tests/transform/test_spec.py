@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_requests import PAST, REMOVE, SPEC, edited, toy_spec
 
+from tests.testing.toy_requests import PAST, REMOVE, SPEC, edited, toy_spec
 from transform.errors import SpecError
 from transform.spec.ranking_spec import RankingSpec
 from transform.spec.score_formula import parse_score

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_requests import plain_requests
 
 from benchmarks.quality.oracle import oracle, popularity
+from tests.testing.toy_requests import plain_requests
 from transform.datasets import synthetic, synthetic_truth
 from transform.datasets.synthetic import main, write
 from transform.datasets.synthetic_draw import Sizes, generate

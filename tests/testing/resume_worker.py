@@ -1,6 +1,6 @@
 """Trains in a process of its own and is killed there, for `test_resume.py`.
 
-    python tests/trainer/resume_worker.py JOB.json MOMENT COUNT
+    python -m tests.testing.resume_worker JOB.json MOMENT COUNT
 
 JOB.json holds what `training.train` is called with. MOMENT is `step`, `evaluation` or `save`, and COUNT in which of
 them it ends, counted from its start: by SIGKILL, or by the kernel in the middle of writing a file.

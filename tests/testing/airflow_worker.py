@@ -1,4 +1,7 @@
-"""What tests ask of Airflow, in a process and a home of its own: `python airflow_worker.py bags|tries ...`."""
+"""What tests ask of Airflow, in a process and a home of its own.
+
+python -m tests.testing.airflow_worker bags|tries ...
+"""
 
 import json
 import os
@@ -16,11 +19,12 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.orchestration import data_types, metadata
 from tfx.types import standard_artifacts
 
+from tests.testing.repository import repository
 from tfx_pipeline.metadata.runs import RunReader
 from tfx_pipeline.runners.airflow.launcher import AirflowComponentLauncher
 from transform.errors import DataError
 
-DAG_FILE = Path(__file__).parents[2] / "tfx_pipeline" / "runners" / "airflow" / "dag.py"
+DAG_FILE = repository() / "tfx_pipeline" / "runners" / "airflow" / "dag.py"
 
 
 def load_bags(variables: dict[str, str]) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Mutated requests against a running server: `PYTHONPATH=. python tests/serving/fuzz_server.py`.
+"""Mutated requests against a running server: `python -m tests.testing.fuzz_server`.
 
 Each answer must come in time and have a cause: no INTERNAL or UNKNOWN, no 5xx but 503 and 504, and good requests are
 still answered in between.
@@ -23,9 +23,9 @@ import grpc
 import httpx
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
-from tiny_model import NAME, SECONDS, floats, request, serving, write_model
 
 from serving.server.model_server import ModelServer
+from tests.testing.tiny_model import NAME, SECONDS, floats, request, serving, write_model
 
 WITHOUT_CAUSE = {
     grpc.StatusCode.INTERNAL,

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import small_problem
-from conftest import repository
-
+from tests.testing import small_problem
+from tests.testing.repository import repository
 from tfx_pipeline.metadata.runs import Run, RunReader
 
 SERVED = {**small_problem.SPEC["evaluation"], "served_requests": 20}

@@ -6,8 +6,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
-import attention_cases
-import rows_cases
+from tests.testing import attention_cases, rows_cases
 
 
 def main():

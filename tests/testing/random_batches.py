@@ -1,8 +1,8 @@
 """Model inputs of the small problem's spec and random batches of them: models are tested without any data."""
 
 import numpy as np
-import small_problem
 
+from tests.testing import small_problem
 from transform.features.model_inputs import ModelInputs
 from transform.spec.ranking_spec import RankingSpec
 

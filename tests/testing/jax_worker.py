@@ -1,6 +1,6 @@
 """Rebuilds layers and models on Keras's JAX backend and computes what `test_backends.py` compares with TensorFlow.
 
-    KERAS_BACKEND=jax python tests/trainer/jax_worker.py FOLDER
+    KERAS_BACKEND=jax python -m tests.testing.jax_worker FOLDER
 
 FOLDER holds `<case>.json`, a layer's config and the options of its call, and `<case>.npz`, its inputs and weights. What
 comes of them is written to `<case>.jax.npz`.
