@@ -43,12 +43,12 @@ setup-other: setup  ## Make .venv-other with the other stack: B's libraries with
 	@scripts/setup.sh other
 
 airflow-test: setup-airflow  ## Run the DAG for one day with Airflow, on SQLite, and check the pushed model
-	$(PY) -m pytest -q tests/tfx_pipeline/test_airflow.py
+	$(PY) -m pytest -q tests/tfx_pipeline/runners/test_airflow.py
 	rm -rf "$(OUT)/airflow"
 	$(PY) scripts/airflow_test.py --home "$(OUT)/airflow"
 
 kubeflow-test: setup  ## Compile the pipeline for Vertex AI and Kubeflow, and check what was compiled
-	$(PY) -m pytest -q tests/tfx_pipeline/test_kubeflow.py
+	$(PY) -m pytest -q tests/tfx_pipeline/runners/test_kubeflow.py
 	$(KUBEFLOW) --target vertex --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).json"
 	$(KUBEFLOW) --target kubeflow --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).yaml"
 

@@ -27,18 +27,18 @@ from tests.testing.tiers import TIER_OF_FIXTURE, TIERS, costly
 from transform.spec.ranking_spec import RankingSpec
 
 LONGEST = (  # the files that take longest, so that no worker is alone with one at the end
-    "test_pipeline.py",
+    "tfx_pipeline/test_pipeline.py",
     "test_packaging.py",
-    "test_training_settings.py",
-    "test_training.py",
+    "trainer/training/test_training_settings.py",
+    "trainer/training/test_trainer.py",
     "test_notebooks.py",
-    "test_resume.py",
-    "test_bad_input.py",
-    "test_onerank.py",
-    "test_predict_aggregates.py",
-    "test_models.py",
-    "test_predict.py",
-    "test_signatures.py",
+    "trainer/training/test_resume.py",
+    "tfx_pipeline/runners/test_bad_input.py",
+    "trainer/models/onerank/test_onerank.py",
+    "serving/tools/test_score_log_aggregates.py",
+    "trainer/models/test_models.py",
+    "serving/tools/test_score_log.py",
+    "serving/export/test_signatures.py",
 )
 
 
@@ -54,10 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     takes_long = {item: any(item.get_closest_marker(tier) for tier in TIERS) for item in items}
     costly_files = {item.path for item in items if takes_long[item]}
     first_seen = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
-    longest = {name: place for place, name in enumerate(LONGEST)}
+    longest = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
 
     def place(item: pytest.Item) -> tuple[bool, int, int, bool]:
-        of_file = longest.get(item.path.name, len(LONGEST))
+        of_file = longest.get(item.path, len(LONGEST))
         return item.path in costly_files, of_file, first_seen[item.path], takes_long[item]
 
     items.sort(key=place)

@@ -10,7 +10,7 @@ from transform.errors import SpecError
 from transform.spec.ranking_spec import RankingSpec
 from transform.spec.score_formula import parse_score
 
-SHIPPED = Path(__file__).parents[2] / "data" / "kuairand_mini.yaml"
+SHIPPED = Path(__file__).parents[3] / "data" / "kuairand_mini.yaml"
 AGGREGATE = {"keys": [["item"]], "tasks": ["click"], "windows": ["1d"]}
 RICH = {
     "aggregates": [{**AGGREGATE, "timezone": "Asia/Shanghai", "smoothing": 1e-05, "dim": 2}],

@@ -25,7 +25,7 @@ from tests.testing.toy_requests import (
     write_csv,
     write_files,
 )
-from tests.transform.test_preprocessing import analysed, transformed
+from tests.transform.features.test_preprocessing import analysed, transformed
 from transform.errors import DataError
 from transform.features import request_example
 from transform.ingest.aggregates import counter, export
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.once
 
 DAY = 86_400_000
 START = 1_650_844_800_000  # 25 April 2022, 0:00 UTC
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 BLOCK = {"keys": [["item"]], "tasks": ["click"], "windows": ["1d", "2d", "all"], "smoothing": 10}
 NAN = math.nan
 

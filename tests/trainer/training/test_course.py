@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.trainer.test_training import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
+from tests.trainer.training.test_trainer import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
 from trainer.models.registry import build_model
 from trainer.training import trainer
 from trainer.training.course import Course

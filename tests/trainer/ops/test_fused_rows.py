@@ -51,7 +51,7 @@ def test_bfloat16_is_float32_rounded(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", ["plain", "avx2"])
 def test_builds_for_other_processors_agree(build):
-    program = "from tests.trainer import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
+    program = "from tests.trainer.ops import test_fused_rows as t\nfor seed in range(12): t.test_they_are_kerass(seed)"
     environment = {**os.environ, "ONERANK_INSTRUCTIONS": build, "PYTHONPATH": str(repository())}
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
