@@ -114,7 +114,7 @@ bench-seesaw: setup  ## Each task of SPEC learned with the others and alone
 	$(BENCH).quality.seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
 
 kill-matrix: setup  ## Kill a small pipeline in every component, start it again, compare where it ends
-	$(BENCH).kill_matrix --output "$(OUT)/kill-matrix"
+	PYTHONWARNINGS=ignore $(PY) -m tests.testing.kill_matrix --output "$(OUT)/kill-matrix"
 
 lock: setup  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
 	$(RESOLVE) --python-version 3.10 --python-platform x86_64-manylinux_2_28 requirements/stack-a.in --output-file requirements/stack-a.lock

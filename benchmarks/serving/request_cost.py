@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from benchmarks import measure
 from benchmarks.measure import Ratio, Times, add_data_arguments
-from benchmarks.serving import load, serving_skew
+from benchmarks.serving import load
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.sized_requests import export, joined, random_model, sized
 from serving.client.grpc_transport import GrpcTransport
@@ -36,6 +36,7 @@ from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
+from tests.testing import serving_skew
 from transform.errors import UserError
 from transform.features import request_example
 from transform.ingest.prepare import Prepared, prepare

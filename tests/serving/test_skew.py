@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import serving_skew
+from tests.testing import serving_skew
 from tests.testing.far_from_start import far_from_start
 from tests.testing.tiny_model import NAME, serving
 from transform.ingest.prepare import Prepared

@@ -27,7 +27,7 @@ UNSERVED = {**SERVED, "served_requests": 0}  # a server of its own takes its tim
 PACKAGES = ("transform", "trainer", "serving", "tfx_pipeline")
 KILLED = """
 import sys
-from benchmarks.kill_matrix import Moment, run_to
+from tests.testing.kill_matrix import Moment, run_to
 sys.exit(run_to(Moment("Trainer", "", "trainer.training.gradient_probe:GradientProbe.before_step", 7), sys.argv[1:]))
 """
 
@@ -135,7 +135,7 @@ def _spec(folder: Path, name: str, **changes: Any) -> Path:
 
 
 def _killed(folder: Path, data: Path, output: Path) -> Start:
-    from benchmarks.kill_matrix import leftovers
+    from tests.testing.kill_matrix import leftovers
 
     killed = run_from_shell(_spec(folder, "small"), data, output, program=KILLED)
     assert killed.code == -signal.SIGKILL, killed.stdout + killed.stderr
@@ -148,7 +148,7 @@ def _killed(folder: Path, data: Path, output: Path) -> Start:
 
 
 def _first(folder: Path, data: Path, output: Path) -> Start:
-    from benchmarks.kill_matrix import leftovers
+    from tests.testing.kill_matrix import leftovers
 
     first = _done(run_from_shell(_spec(folder, "small"), data, output))
     checkpoints = sorted(path.name for path in (output / "checkpoints" / "small").iterdir())

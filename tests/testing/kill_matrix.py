@@ -1,4 +1,4 @@
-"""A pipeline that is killed in every component: `python -m benchmarks.kill_matrix --help`.
+"""A pipeline that is killed in every component: `python -m tests.testing.kill_matrix --help`.
 
 One run is killed again and again, each time at another moment and started again at once, until it comes to its end.
 What it leaves then is compared with what a run leaves that was left alone: the weights bit by bit, the metrics up to
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kill_matrix",
+        prog="python -m tests.testing.kill_matrix",
         description="Kills a small pipeline in every component, starts it again, and compares where it ends.",
     )
     parser.add_argument("--output", required=True, help="a new or empty folder for data, runs and kill_matrix.json")
@@ -229,7 +229,8 @@ def _deadly(function: Callable[..., Any], moment: Moment) -> Callable[..., Any]:
 
 def _start(spec: Path, output: Path, number: int | None) -> Row:
     """Starts the pipeline, to be killed at a moment or to come to its end."""
-    program = ["tfx_pipeline.runners.local"] if number is None else ["benchmarks.kill_matrix", "--moment", str(number)]
+    killed_at = ["tests.testing.kill_matrix", "--moment", str(number)]
+    program = ["tfx_pipeline.runners.local"] if number is None else killed_at
     arguments = ["--spec", str(spec), "--data", str(spec.parent / "data")]
     started = time.time()
     process = subprocess.run(
