@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.trainer.training.test_trainer import NAN, STEEP, rewritten, run, same_weights, weights_of, with_din
+from tests.testing.trainings import STEEP, rewritten, run, same_weights, weights_of, with_din
 from trainer.models.registry import build_model
 from trainer.training import trainer
 from trainer.training.course import Course
@@ -14,6 +14,8 @@ from transform.features import request_example
 from transform.spec.model_sections import EarlyStopping
 
 pytestmark = pytest.mark.once
+
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.testing.repository import repository
-from tests.trainer.training.test_trainer import rewritten, same_weights, weights_of, with_model, with_training
+from tests.testing.trainings import rewritten, same_weights, weights_of, with_model, with_training
 from trainer.training import trainer
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.course import Course

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.trainer.training.test_trainer import rewritten, same_weights, weights_of, with_model, with_training
+from tests.testing.trainings import rewritten, same_weights, weights_of, with_model, with_training
 from trainer.models.registry import build_model
 from trainer.ops.kernels import use_kernels
 from trainer.training import epoch, trainer

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
+from tests.testing.analysis import analysed, transformed
 from tests.testing.tiers import costly
 from tests.testing.toy_requests import (
     PAST,
@@ -25,7 +26,6 @@ from tests.testing.toy_requests import (
     write_csv,
     write_files,
 )
-from tests.transform.features.test_preprocessing import analysed, transformed
 from transform.errors import DataError
 from transform.features import request_example
 from transform.ingest.aggregates import counter, export
