@@ -27,9 +27,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality.request_flops import request_flops
 from tfx_pipeline.metadata.code_version import code_version
 from trainer.metrics import ranking_metrics
-from trainer.training.cost import batch_cost, request_flops
+from trainer.training.cost import batch_cost
 from trainer.training.trainer import predict, train
 from transform.errors import SpecError, UserError
 from transform.features.batching import count_labels

@@ -5,23 +5,46 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transform.environment import prepare_environment
 
 prepare_environment()
 
+import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality.compare_models import WIDTH_WITHOUT_TERMINAL, for_task
-from trainer.training.gradient_probe import SeesawRow, seesaw, write_seesaw
+from trainer.training.gradient_probe import write_json
 from trainer.training.trainer import evaluate, train
 from transform.errors import UserError
 from transform.ingest.prepare import Prepared, prepare
 from transform.spec.ranking_spec import RankingSpec
+
+
+@dataclass(frozen=True)
+class SeesawRow:
+    """One task, learned with the others and alone.
+
+    Attributes:
+        task: str.
+        metric: str.
+        together: float. The metric of the multi-task model.
+        alone: float. The metric of the single-task model.
+    """
+
+    task: str
+    metric: str
+    together: float
+    alone: float
+
+    @property
+    def gain(self) -> float:
+        """What learning together gives; negative where the task pays for the others."""
+        return self.together - self.alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +86,38 @@ def measure(prepared: Prepared, folder: str, metric: str) -> list[SeesawRow]:
     rows = seesaw(together, alone, metric)
     write_seesaw(rows, os.path.join(folder, "together"))
     return rows
+
+
+def seesaw(
+    together: Mapping[str, Mapping[str, float]], alone: Mapping[str, Mapping[str, float]], metric: str = "auc"
+) -> list[SeesawRow]:
+    """The seesaw table: each task of a multi-task model against a model of that task alone.
+
+    Args:
+        together: mapping. The multi-task model's metrics by task, as `evaluate` returns them.
+        alone: mapping. By task, the metrics of the model that learned this task alone.
+        metric: str. Defaults to `"auc"`.
+
+    Returns:
+        A row a task.
+    """
+    return [SeesawRow(task, metric, together[task][metric], alone[task][metric]) for task in together]
+
+
+def write_seesaw(rows: Sequence[SeesawRow], run_dir: str) -> None:
+    """Writes the seesaw table to `seesaw.json` and to TensorBoard (`seesaw/...`, and as a text table).
+
+    Args:
+        rows: sequence of SeesawRow.
+        run_dir: str. The multi-task model's folder.
+    """
+    write_json(os.path.join(run_dir, "seesaw.json"), [{**asdict(row), "gain": row.gain} for row in rows])
+    lines = ["| task | metric | together | alone | gain |", "|---|---|---|---|---|"]
+    with tf.summary.create_file_writer(os.path.join(run_dir, "logs")).as_default():
+        for row in rows:
+            lines.append(f"| {row.task} | {row.metric} | {row.together:.4f} | {row.alone:.4f} | {row.gain:+.4f} |")
+            tf.summary.scalar(f"seesaw/{row.metric}/{row.task}", row.gain, step=0)
+        tf.summary.text("seesaw", "\n".join(lines), step=0)
 
 
 def print_table(spec: RankingSpec, rows: Sequence[SeesawRow], console: Console) -> None:
