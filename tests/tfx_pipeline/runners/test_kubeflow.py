@@ -19,7 +19,10 @@ from kfp import components
 
 from tests.testing import small_problem
 from tests.testing.repository import repository
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.pipeline import create_pipeline
 from tfx_pipeline.runners.kubeflow import NOTES, main
+from transform.spec.ranking_spec import RankingSpec
 
 pytestmark = pytest.mark.slow
 
@@ -172,3 +175,9 @@ def test_what_differs_is_said(tmp_path, capsys):
         printed = capsys.readouterr().out
         assert f"note: {NOTES[target]}" in printed
         assert f"small: {nodes} tasks" in printed
+
+
+def test_nothing_of_the_output_is_written_when_a_managed_pipeline_is_put_together(tmp_path):
+    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out"), target="vertex"))
+    assert not (tmp_path / "out").exists()

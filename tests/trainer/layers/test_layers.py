@@ -14,10 +14,8 @@ import trainer.losses
 import trainer.models
 from tests.testing.layer_cases import CASES, EVENTS, EVENTS_MASK, HEADS, INPUTS, B, D, K, N, U, ids, normal, prefix_mask
 from tests.testing.layer_checks import numpy, outputs_of, run_layer_test, run_saving_test, spread_weights
-from trainer.heads.shared_bottom import SharedBottom
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.losses.ranking_loss import RankingLoss
-from trainer.models.din.target_attention import TargetAttention
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
 from trainer.models.onerank.context_tokenizer import ContextTokenizer
@@ -154,114 +152,6 @@ def test_penalty_is_half_the_squares_of_what_is_looked_up_over_the_requests(embe
 def test_penalty_of_padding_alone_is_zero(embedding):
     nothing = keras.tree.map_structure(np.zeros_like, whole_batch())
     assert float(embedding.penalty(nothing)) == 0
-
-
-# === TargetAttention ===
-
-
-def target_attention(hidden=6):
-    layer = TargetAttention(hidden)
-    layer.build((B, N, D), (B, U, D))
-    spread_weights(layer)
-    return layer
-
-
-def test_target_attention_is_dins_network_on_query_key_difference_and_product():
-    layer, query, keys = target_attention(), normal(B, N, D), normal(B, U, D, seed=1)
-    of_difference = normal(D, layer.hidden, seed=2)
-    kernel = {name: numpy(getattr(layer, f"{name}_kernel")) for name in ("query", "key", "product", "output")}
-    # the kernel of [q, k, q - k, q * k]: what the difference adds to query and key is taken off their own parts
-    whole = np.concatenate(
-        [kernel["query"] - of_difference, kernel["key"] + of_difference, of_difference, kernel["product"]]
-    )
-    expected = np.zeros((B, N, D))
-    for b, n in np.ndindex(B, N):
-        for u in range(U):
-            if EVENTS_MASK[b, u]:
-                q, k = query[b, n].astype("float64"), keys[b, u].astype("float64")
-                x = np.concatenate([q, k, q - k, q * k]) @ whole + numpy(layer.bias)
-                expected[b, n] += (x / (1 + np.exp(-x))) @ kernel["output"] * k
-    np.testing.assert_allclose(numpy(layer(query, keys, EVENTS_MASK)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_padded_events_are_inert():
-    layer, query, keys = target_attention(), normal(B, N, D), normal(B, U, D)
-    expected = numpy(layer(query, keys, EVENTS_MASK))
-    changed = np.where(EVENTS_MASK[..., None], keys, 100.0).astype("float32")
-    np.testing.assert_array_equal(numpy(layer(query, changed, EVENTS_MASK)), expected)
-    longer = np.concatenate([keys, normal(B, 4, D, seed=3)], axis=1)
-    mask = np.pad(EVENTS_MASK, [(0, 0), (0, 4)])
-    np.testing.assert_allclose(numpy(layer(query, longer, mask)), expected, atol=1e-5)
-
-
-def test_without_events_the_interest_is_zero():
-    layer, query = target_attention(), normal(B, N, D)
-    nothing = layer(query, np.zeros((B, 0, D), "float32"), np.zeros((B, 0), bool))
-    np.testing.assert_array_equal(numpy(nothing), np.zeros((B, N, D)))
-    masked = layer(query, normal(B, U, D), np.zeros((B, U), bool))
-    np.testing.assert_array_equal(numpy(masked), np.zeros((B, N, D)))
-
-
-def test_the_order_of_events_does_not_matter():
-    layer, query, keys = target_attention(), normal(B, N, D), normal(B, U, D)
-    order = np.random.default_rng(0).permutation(U)
-    permuted = layer(query, keys[:, order], EVENTS_MASK[:, order])
-    np.testing.assert_allclose(numpy(permuted), numpy(layer(query, keys, EVENTS_MASK)), atol=1e-5)
-
-
-@pytest.mark.parametrize("hidden", [0, -4])
-def test_target_attention_refuses_a_network_without_width(hidden):
-    with pytest.raises(ValueError, match=rf"`hidden` should be at least 1.*{hidden}.*Use a multiple of 8"):
-        TargetAttention(hidden)
-
-
-# === SharedBottom ===
-
-
-def test_shared_bottom_is_a_tower_a_task_on_one_network():
-    layer, x = SharedBottom(tasks=3, hidden=(6, 4)), normal(B, N, D)
-    layer.build(x.shape)
-    spread_weights(layer)
-    shared = x
-    for dense in layer.bottom:
-        shared = np.maximum(shared @ numpy(dense.kernel) + numpy(dense.bias), 0)
-    expected = np.zeros((B, N, 3))
-    for k in range(3):
-        tower = np.maximum(shared @ numpy(layer.tower_kernel)[k] + numpy(layer.tower_bias)[k], 0)
-        expected[..., k] = tower @ numpy(layer.logit_kernel)[k] + numpy(layer.logit_bias)[k]
-    np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
-
-
-def test_weights_of_shared_bottom_start_independent():
-    layer = SharedBottom(tasks=3, hidden=(16,))
-    layer.build((None, None, 8))
-    tower, logit = numpy(layer.tower_kernel), numpy(layer.logit_kernel)
-    assert len(np.unique(tower)) == tower.size, "towers differ from each other"
-    assert not np.isin(logit, tower).any(), "logits and towers do not come from one stream of numbers"
-
-
-def test_dropout_acts_in_training_only():
-    layer, x = SharedBottom(tasks=2, hidden=(32,), dropout=0.5), normal(B, N, D)
-    plain = numpy(layer(x))
-    np.testing.assert_array_equal(numpy(layer(x, training=False)), plain)
-    assert np.abs(numpy(layer(x, training=True)) - plain).max() > 1e-3
-    without = SharedBottom(tasks=2, hidden=(32,))
-    np.testing.assert_array_equal(numpy(without(x, training=True)), numpy(without(x)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tasks": 0}, "`tasks` should be at least 1.*`tasks=0`.*Use"),
-        ({"tasks": 2, "hidden": ()}, r"`hidden` a list of widths.*`hidden=\(\)`.*Use"),
-        ({"tasks": 2, "hidden": (8, 0)}, r"`hidden` a list of widths.*`hidden=\(8, 0\)`.*Use"),
-        ({"tasks": 2, "dropout": 1.0}, r"`dropout` should be in \[0, 1\).*`dropout=1.0`.*Use"),
-        ({"tasks": 2, "dropout": -0.1}, r"`dropout` should be in \[0, 1\).*`dropout=-0.1`.*Use"),
-    ],
-)
-def test_shared_bottom_refuses_bad_arguments(settings, message):
-    with pytest.raises(ValueError, match=message):
-        SharedBottom(**settings)
 
 
 def test_layers_follow_the_global_policy():

@@ -14,7 +14,6 @@ from trainer.models.base import RankingModel, empty_batch
 from trainer.models.din.model import DIN
 from trainer.models.registry import build_model
 from transform.errors import SpecError
-from transform.features.model_inputs import ModelInputs
 from transform.spec.model_sections import Model
 
 CANDIDATES, EVENTS = [4, 2, 1], [5, 0, 3]
@@ -307,22 +306,6 @@ def test_a_model_without_a_stage_says_so(stage):
     arguments = [{}] * (len(inspect.signature(getattr(Unfinished, stage)).parameters) - 2)
     with pytest.raises(TypeError, match=f"`Unfinished` should define `{stage}`"):
         getattr(Unfinished(INPUTS), stage)(*arguments)
-
-
-def test_model_inputs_survive_json():
-    assert ModelInputs.from_config(json.loads(json.dumps(INPUTS.to_config()))) == INPUTS
-
-
-def test_model_inputs_know_groups_and_tables():
-    candidate = ["item", "brand", "tags", "price", "signal", "maker", *SHOWN_AT]
-    assert [column.name for column in INPUTS.group("candidate")] == candidate
-    assert [column.name for column in INPUTS.group("seen")] == ["item", "brand", "price", *SHOWN_AT, "buy", "share"]
-    assert {column.table for column in INPUTS.columns if column.table} == set(INPUTS.rows)
-    assert {column.kind: (column.table, column.dim) for column in INPUTS.group("user")} == {
-        "id": ("income.bucket", 4),
-        "dense": (None, 1),
-    }
-    assert INPUTS.rows["item"] == 1 + 9 + 1, "missing, the vocabulary, and one id for all else"
 
 
 # === Registry ===
