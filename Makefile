@@ -43,12 +43,12 @@ setup-other: setup  ## Make .venv-other with the other stack: B's libraries with
 	@scripts/setup.sh other
 
 airflow-test: setup-airflow  ## Run the DAG for one day with Airflow, on SQLite, and check the pushed model
-	$(PY) -m pytest -q tests/tfx_pipeline/test_airflow.py
+	$(PY) -m pytest -q tests/tfx_pipeline/runners/test_airflow.py
 	rm -rf "$(OUT)/airflow"
 	$(PY) scripts/airflow_test.py --home "$(OUT)/airflow"
 
 kubeflow-test: setup  ## Compile the pipeline for Vertex AI and Kubeflow, and check what was compiled
-	$(PY) -m pytest -q tests/tfx_pipeline/test_kubeflow.py
+	$(PY) -m pytest -q tests/tfx_pipeline/runners/test_kubeflow.py
 	$(KUBEFLOW) --target vertex --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).json"
 	$(KUBEFLOW) --target kubeflow --job "$(OUT)/kubeflow/$(basename $(notdir $(SPEC))).yaml"
 
@@ -59,7 +59,7 @@ debian13:  ## As root: run `make demo` and `make test` in a Debian 13 made by de
 	scripts/debian13.sh "$(OUT)/debian13"
 
 fuzz-ops: setup  ## Run 1,000 random cases of each C++ operation against the reference
-	PYTHONPATH=. $(PY) tests/trainer/fuzz_ops.py
+	$(PY) -m tests.testing.fuzz_ops
 
 test-asan: setup  ## Run random cases of the C++ operations under the address sanitizer, every build of it
 	rm -rf "$(OUT)/asan"
@@ -67,7 +67,7 @@ test-asan: setup  ## Run random cases of the C++ operations under the address sa
 		$(PY) setup.py --quiet build --build-base "$(OUT)/asan" --build-lib "$(OUT)/asan/lib"
 	for kernels in plain avx2 avx512; do \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 ONERANK_INSTRUCTIONS=$$kernels \
-		PYTHONPATH="$(OUT)/asan/lib" $(PY) tests/trainer/fuzz_ops.py --cases 200 || exit 1; \
+		PYTHONPATH="$(OUT)/asan/lib:." $(PY) tests/testing/fuzz_ops.py --cases 200 || exit 1; \
 	done
 
 notebooks: setup  ## Execute the notebooks from an empty output folder and write their outputs back (minutes)
@@ -84,37 +84,37 @@ docs: setup  ## Write docs/spec.md from the schema and the models
 	$(PY) -W ignore -m docs.make_spec_reference
 
 bench-attention: setup  ## The attention's kernels and their rivals: speed, memory, exactness (TORCH_PYTHON: an interpreter with PyTorch)
-	$(BENCH).attention --output benchmarks/results/attention.json $(if $(TORCH_PYTHON),--torch-python "$(TORCH_PYTHON)")
+	$(BENCH).attention.compare_kernels --output benchmarks/attention/compare_kernels.json $(if $(TORCH_PYTHON),--torch-python "$(TORCH_PYTHON)")
 
 bench-train: setup  ## OneRank's training step: attention's kernels, XLA, bfloat16, Keras's own layers
-	$(BENCH).train --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/train.json
+	$(BENCH).training.train_step --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/training/train_step.json
 
 bench-serving: setup  ## Requests to an exported OneRank: kept contexts, repeated histories, the embedded server, skew
-	$(BENCH).serving --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving.json
+	$(BENCH).serving.request_cost --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/serving/request_cost.json
 
 bench-serving-load: setup  ## Ten minutes of load on the embedded server while versions come; then it is killed, and gets broken versions
-	$(BENCH).serving_load --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/results/serving_load.json
+	$(BENCH).serving.server_load --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/serving/server_load.json
 
 bench-lightgbm: setup  ## Compare LightGBM with the model of the newest run in OUT (SPEC as in that run)
-	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
+	PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m benchmarks.quality.lightgbm_baseline --spec "$(SPEC)" --output "$(OUT)"
 
 bench-synthetic: setup  ## Models, and OneRank without its parts, on data with a known truth (hours)
-	$(BENCH).synthetic --variants benchmarks/variants/synthetic.yaml --output "$(OUT)/bench"
-	$(BENCH).synthetic --variants benchmarks/variants/ablation.yaml --output "$(OUT)/bench" --scenarios conflict set --strengths 1
+	$(BENCH).quality.synthetic --variants benchmarks/quality/variants/synthetic.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.synthetic --variants benchmarks/quality/variants/ablation.yaml --output "$(OUT)/bench" --scenarios conflict set --strengths 1
 
 bench-scorers: setup  ## The three scorers: training steps until they know more than the base rates
-	$(BENCH).plateau --variants benchmarks/variants/scorers.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.plateau --variants benchmarks/quality/variants/scorers.yaml --output "$(OUT)/bench"
 
 bench-kuairand: setup  ## OneRank, DIN and LightGBM on KuaiRand-Pure (DATA: its folder), by day and by week
-	$(BENCH).quality --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/variants/kuairand.yaml --output "$(OUT)/bench"
-	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
-	$(BENCH).quality --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/variants/kuairand_weeks.yaml --output "$(OUT)/bench"
+	$(BENCH).quality.compare_models --spec data/kuairand_dev.yaml --data "$(DATA)" --variants benchmarks/quality/variants/kuairand.yaml --output "$(OUT)/bench"
+	test -d "$(OUT)/bench/weeks" || $(PY) -m benchmarks.quality.kuairand_weeks --spec data/kuairand_dev.yaml --data "$(DATA)" --output "$(OUT)/bench/weeks"
+	$(BENCH).quality.compare_models --spec "$(OUT)/bench/weeks/spec.yaml" --data "$(OUT)/bench/weeks" --variants benchmarks/quality/variants/kuairand_weeks.yaml --output "$(OUT)/bench"
 
 bench-seesaw: setup  ## Each task of SPEC learned with the others and alone
-	$(BENCH).seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
+	$(BENCH).quality.seesaw --spec "$(SPEC)" --data "$(DATA)" --output "$(OUT)/bench"
 
 kill-matrix: setup  ## Kill a small pipeline in every component, start it again, compare where it ends
-	$(BENCH).kill_matrix --output "$(OUT)/kill-matrix"
+	PYTHONWARNINGS=ignore $(PY) -m tests.testing.kill_matrix --output "$(OUT)/kill-matrix"
 
 lock: setup  ## Resolve requirements/*.in into *.lock again (UPGRADE=--upgrade for newer versions)
 	$(RESOLVE) --python-version 3.10 --python-platform x86_64-manylinux_2_28 requirements/stack-a.in --output-file requirements/stack-a.lock

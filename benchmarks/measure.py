@@ -70,7 +70,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/README.md")
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/*/*.json", ":!benchmarks/README.md")
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -20,37 +20,25 @@ from typing import Any
 
 import keras
 import pytest
-import small_problem
 
+from tests.testing import small_problem
+from tests.testing.far_from_start import far_from_start
+from tests.testing.tiers import TIER_OF_FIXTURE, TIERS, costly
 from transform.spec.ranking_spec import RankingSpec
 
-TIERS = ("slow", "server", "pipeline")
-_TIER_OF_FIXTURE: dict[str, str] = {}
-
-
-def costly(tier: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a fixture's function that takes seconds: a test that asks for the fixture is of that tier."""
-
-    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
-        _TIER_OF_FIXTURE[function.__name__] = tier
-        return function
-
-    return noted
-
-
 LONGEST = (  # the files that take longest, so that no worker is alone with one at the end
-    "test_pipeline.py",
+    "tfx_pipeline/test_pipeline.py",
     "test_packaging.py",
-    "test_training_settings.py",
-    "test_training.py",
+    "trainer/training/test_training_settings.py",
+    "trainer/training/test_trainer.py",
     "test_notebooks.py",
-    "test_resume.py",
-    "test_bad_input.py",
-    "test_onerank.py",
-    "test_predict_aggregates.py",
-    "test_models.py",
-    "test_predict.py",
-    "test_signatures.py",
+    "trainer/training/test_resume.py",
+    "tfx_pipeline/runners/test_bad_input.py",
+    "trainer/models/onerank/test_onerank.py",
+    "serving/tools/test_score_log_aggregates.py",
+    "trainer/models/test_models.py",
+    "serving/tools/test_score_log.py",
+    "serving/export/test_signatures.py",
 )
 
 
@@ -61,16 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A file stays together, its fast tests first: a worker has all of it, and what a module's fixtures made.
     """
     for item in items:
-        for name in _TIER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(_TIER_OF_FIXTURE[name])
-    costly = {item: any(item.get_closest_marker(tier) for tier in TIERS) for item in items}
-    costly_files = {item.path for item in items if costly[item]}
+        for name in TIER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(TIER_OF_FIXTURE[name])
+    takes_long = {item: any(item.get_closest_marker(tier) for tier in TIERS) for item in items}
+    costly_files = {item.path for item in items if takes_long[item]}
     first_seen = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
-    longest = {name: place for place, name in enumerate(LONGEST)}
+    longest = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
 
     def place(item: pytest.Item) -> tuple[bool, int, int, bool]:
-        of_file = longest.get(item.path.name, len(LONGEST))
-        return item.path in costly_files, of_file, first_seen[item.path], costly[item]
+        of_file = longest.get(item.path, len(LONGEST))
+        return item.path in costly_files, of_file, first_seen[item.path], takes_long[item]
 
     items.sort(key=place)
 
@@ -169,7 +157,7 @@ def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
 @costly("pipeline")
 def schedule(shared: Shared) -> Any:
     """Starts of the pipeline on one output folder, to be read alone."""
-    from schedule import Schedule
+    from tests.testing.schedule import Schedule
 
     return Schedule(shared)
 
@@ -218,22 +206,3 @@ def _served(small: Small, shared: Shared, name: str) -> Served:
         export_model(spec, model, preprocess, str(folder / "1"), records)
 
     return Served(spec, model, str(shared(name, make) / "1"))
-
-
-def far_from_start(small: Small, spec: RankingSpec, by: float = 0.3) -> Any:
-    """A model whose scores differ, as they don't where a training starts."""
-    import numpy as np
-
-    from trainer.models.registry import build_model
-
-    keras.utils.set_random_seed(3)
-    model = build_model(spec.model, small.inputs())
-    random = np.random.default_rng(3)
-    for variable in model.trainable_variables:
-        variable.assign(variable + random.normal(0, by, variable.shape))
-    return model
-
-
-def repository() -> Path:
-    """The root of the project."""
-    return Path(__file__).resolve().parent.parent

@@ -15,7 +15,9 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
-from conftest import costly, repository
+
+from tests.testing.repository import repository
+from tests.testing.tiers import costly
 
 NAMES = ("01_quickstart.ipynb", "02_slices_and_seesaw.ipynb")
 FAVOURED, PAYS = "profile_enter", "click"

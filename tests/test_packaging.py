@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from conftest import costly, repository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.testing.repository import repository
+from tests.testing.tiers import costly
 
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 FOLDERS = ("onerank", "transform", "trainer", "serving", "tfx_pipeline")

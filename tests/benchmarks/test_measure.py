@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import repository
 
 from benchmarks import measure
 from benchmarks.measure import Ratio, Times, Worker
+from tests.testing.repository import repository
 
 
 def test_rounds_are_taken_in_turn_and_end_in_time():

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import repository
 
-from benchmarks import load, serving, serving_load
-from benchmarks.load_clients import Answer, LoadClients, faults
-from benchmarks.server_process import ServerProcess
-from benchmarks.serving_requests import joined, sized
+from benchmarks.serving import load, request_cost, server_load
+from benchmarks.serving.load_clients import Answer, LoadClients, faults
+from benchmarks.serving.server_process import ServerProcess
+from benchmarks.serving.sized_requests import joined, sized
 from serving.client import RankingUnavailable
 from serving.client.ranking import Ranking
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
 from serving.tools.example_request import client_request
+from tests.testing.repository import repository
 from transform.features import request_example
 
-SIZES = replace(serving.QUICK, candidates={5: (2, 3)}, repeated=(3,), history=5, rounds=2, seconds=0.4)
+SIZES = replace(request_cost.QUICK, candidates={5: (2, 3)}, repeated=(3,), history=5, rounds=2, seconds=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def request_of(served, records):
 
 @pytest.fixture(scope="module")
 def direct(served):
-    return serving.Direct(served.spec, Path(served.path))
+    return request_cost.Direct(served.spec, Path(served.path))
 
 
 def test_requests_have_the_size_asked_for(served, request_of):
@@ -51,7 +51,7 @@ def test_requests_have_the_size_asked_for(served, request_of):
 
 
 def test_a_repeated_history_is_as_many_requests_of_one_candidate(direct, request_of, monkeypatch):
-    monkeypatch.setattr(serving, "ROWS", 3)
+    monkeypatch.setattr(request_cost, "ROWS", 3)
     raw = raw_values(direct.spec, request_of(5, 7))
     outputs = direct.repeated(raw)()
     found = np.concatenate([part["buy"].numpy() for part in outputs])
@@ -72,17 +72,17 @@ def _alone(spec, request_of):
 
 @pytest.mark.server
 def test_it_measures_in_process_and_through_the_server(served, direct, request_of, tmp_path, capsys):
-    rows = serving.measure_history(direct, partial(request_of, 5), 5, (2, 3), SIZES)
-    rows += serving.measure_repeated(direct, partial(request_of, 5), SIZES)
+    rows = request_cost.measure_history(direct, partial(request_of, 5), 5, (2, 3), SIZES)
+    rows += request_cost.measure_repeated(direct, partial(request_of, 5), SIZES)
     inputs = raw_values(served.spec, request_of(5, 3))
-    functions = serving._functions()
+    functions = request_cost._functions()
     direct.bind(RANK, inputs)()
-    assert serving._functions() == functions
+    assert request_cost._functions() == functions
     traced = tf.function(lambda x: x + 1).get_concrete_function(1)
-    assert traced and serving._functions() != functions, "a trace is seen"
-    with ServerProcess(Path(served.path).parent, serving.NAME, tmp_path / "log") as server:
-        through_server, highest = serving.measure_server(direct, server, inputs, SIZES)
-        assert serving._new_shapes(server.addresses["http"]) == 1  # warm-up had other lengths
+    assert traced and request_cost._functions() != functions, "a trace is seen"
+    with ServerProcess(Path(served.path).parent, request_cost.NAME, tmp_path / "log") as server:
+        through_server, highest = request_cost.measure_server(direct, server, inputs, SIZES)
+        assert request_cost._new_shapes(server.addresses["http"]) == 1  # warm-up had other lengths
         assert 50 < server.memory_mib < 10_000
     rows += through_server
     assert highest > 0
@@ -92,7 +92,7 @@ def test_it_measures_in_process_and_through_the_server(served, direct, request_o
         (3, RANK),
         (3, RANK_WITH_CONTEXT),
         (0, ENCODE_CONTEXT),
-        (3, serving.REPEATED),
+        (3, request_cost.REPEATED),
         (3, "gRPC"),
         (3, "REST"),
         *((3, f"gRPC, {share}% load") for share in (30, 50, 70)),
@@ -101,7 +101,7 @@ def test_it_measures_in_process_and_through_the_server(served, direct, request_o
         assert row["calls"] > 1 and 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["cpu_ms"] > 0, row
     assert all(row["overhead_ms"] > 0 for row in rows if row["way"] in ("gRPC", "REST"))
 
-    figures = serving.find_figures(rows, [{"difference": 2e-7}], 0)
+    figures = request_cost.find_figures(rows, [{"difference": 2e-7}], 0)
     assert set(figures) == {
         "serving.max_abs_skew",
         "serving.retraces_after_warmup",
@@ -110,10 +110,10 @@ def test_it_measures_in_process_and_through_the_server(served, direct, request_o
         "serving.grpc_overhead_ms",
     }
     skew = [{"way": "gRPC", "requests": 3, "candidates": 4, "difference": 2e-7, "spread": 0.1}]
-    facts = {"machine": serving.measure.machine(), "versions": {}, "threads": 1, "commit": "-"}
+    facts = {"machine": request_cost.measure.machine(), "versions": {}, "threads": 1, "commit": "-"}
     (tmp_path / "a.json").write_text(json.dumps({**facts, "rows": rows, "skew": skew, "figures": figures}))
     capsys.readouterr()
-    assert serving.main(["--tables", str(tmp_path / "a.json")]) == 0
+    assert request_cost.main(["--tables", str(tmp_path / "a.json")]) == 0
     printed = capsys.readouterr().out
     assert "**History of 5 events**" in printed and "| serving.max_abs_skew | 2e-07 |" in printed
 
@@ -126,16 +126,16 @@ def test_figures_are_those_of_the_sizes_that_targets_are_about():
         return {"history": 512, "candidates": n, "way": way, "p99_ms": 3.0, "median_ms": 2.0, **found, **ratios}
 
     rows = [
-        {**row(100, serving.REPEATED, over_rank=9.0), "history": 50},
-        row(100, serving.REPEATED, over_rank=44.0),
-        row(500, serving.REPEATED, over_rank=71.0),
+        {**row(100, request_cost.REPEATED, over_rank=9.0), "history": 50},
+        row(100, request_cost.REPEATED, over_rank=44.0),
+        row(500, request_cost.REPEATED, over_rank=71.0),
         row(50, RANK_WITH_CONTEXT, over_rank=0.4),
         row(1000, RANK, over_n100=5.5),
         row(100, "gRPC", overhead_ms=2.5),
         row(100, "REST", overhead_ms=7.5),
         row(100, "gRPC, 70% load"),
     ]
-    assert serving.find_figures(rows, [{"difference": 1e-7}, {"difference": 3e-7}], 4) == {
+    assert request_cost.find_figures(rows, [{"difference": 1e-7}, {"difference": 3e-7}], 4) == {
         "serving.sharing.N100": 44.0,
         "serving.sharing.N500": 71.0,
         "serving.cache_hit.N50": 2.5,
@@ -149,9 +149,9 @@ def test_figures_are_those_of_the_sizes_that_targets_are_about():
 
 
 def test_the_served_model_has_one_history_of_the_longest_length(small):
-    spec = serving.served_spec(small.spec, SIZES, serving.MODEL)
+    spec = request_cost.served_spec(small.spec, SIZES, request_cost.MODEL)
     assert [(sequence.name, sequence.length) for sequence in spec.sequences] == [("seen", 5)]
-    assert spec.model == serving.MODEL and spec.serving.warmup_sizes == (100,)
+    assert spec.model == request_cost.MODEL and spec.serving.warmup_sizes == (100,)
 
 
 # === Load ===
@@ -197,7 +197,7 @@ def test_the_load_tells_right_wrong_and_failed_answers(served, request_of, monke
 
 
 def test_a_run_that_is_not_as_asked_says_so():
-    row = serving_load._row(0, [Answer(1.0, 0.1, 1), Answer(2.0, 0.3, 1)], 2.0, 300.0)
+    row = server_load._row(0, [Answer(1.0, 0.1, 1), Answer(2.0, 0.3, 1)], 2.0, 300.0)
     assert row["per_second"] == 1 and row["by_version"] == {"1": 2} and row["failed"] == row["wrong"] == 0
     figures = dict.fromkeys(("failed", "wrong", "unanswered", "memory_growth_percent"), 0)
     good = {
@@ -205,19 +205,19 @@ def test_a_run_that_is_not_as_asked_says_so():
         "faults": [{"as_asked": True}],
         "figures": {f"serving_load.{k}": v for k, v in figures.items()},
     }
-    assert serving_load.missed(good) == []
+    assert server_load.missed(good) == []
     for name in figures:
         bad = {**good, "figures": {**good["figures"], f"serving_load.{name}": 50}}
-        assert len(serving_load.missed(bad)) == 1
-    assert serving_load.missed({**good, "faults": [{"as_asked": False}]}) == ["faults are survived"]
-    assert serving_load.missed({**good, "rows": [row, row]}) == ["every version answers"]
+        assert len(server_load.missed(bad)) == 1
+    assert server_load.missed({**good, "faults": [{"as_asked": False}]}) == ["faults are survived"]
+    assert server_load.missed({**good, "rows": [row, row]}) == ["every version answers"]
     assert faults([Answer(1, 1, 0, "wrong"), Answer(1, 1, 0, "Error: x")]) == {"failed": 1, "wrong": 1}
 
 
-@pytest.mark.parametrize("module", [serving, serving_load])
+@pytest.mark.parametrize("module", [request_cost, server_load])
 def test_the_readme_shows_the_results_that_are_kept(module):
     folder = repository() / "benchmarks"
-    path = folder / f"results/{module.__name__.rsplit('.')[-1]}.json"
+    path = folder / f"serving/{module.__name__.rsplit('.')[-1]}.json"
     if not path.exists():
         pytest.skip("no results are kept")
     assert module.tables(json.loads(path.read_text())) in (folder / "README.md").read_text()

@@ -7,11 +7,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import small_problem
-from conftest import repository
 
 import onerank
 from onerank.cli import COMMANDS, main
+from tests.testing import small_problem
+from tests.testing.repository import repository
 from transform.extras import MissingExtra
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from conftest import far_from_start
-from tiny_model import NAME, serving
 
-from benchmarks import serving_skew
+from tests.testing import serving_skew
+from tests.testing.far_from_start import far_from_start
+from tests.testing.tiny_model import NAME, serving
 from transform.ingest.prepare import Prepared
 
 pytestmark = pytest.mark.server

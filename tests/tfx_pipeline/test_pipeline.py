@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_problem
-from conftest import repository
-from schedule import reported_runs, run, run_from_shell
+
+from tests.testing import small_problem
+from tests.testing.repository import repository
+from tests.testing.schedule import reported_runs, run, run_from_shell
 
 pytestmark = pytest.mark.pipeline
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-import small_problem
-from conftest import repository
-from schedule import run_from_shell
 
+from tests.testing import small_problem
+from tests.testing.repository import repository
+from tests.testing.schedule import run_from_shell
 from tfx_pipeline.metadata.run_lock import LOCK_FILE, run_lock
 from transform.errors import PipelineError, find_user_error
 

@@ -4,18 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import costly, repository
-from jax_worker import is_float, named, objective, part, to_flat, to_nested
-from layer_cases import CASES
-from layer_checks import spread_weights
-from random_batches import INPUTS, random_batch
 
+from tests.testing.jax_worker import is_float, named, objective, part, to_flat, to_nested
+from tests.testing.layer_cases import CASES
+from tests.testing.layer_checks import spread_weights
+from tests.testing.random_batches import INPUTS, random_batch
+from tests.testing.repository import repository
+from tests.testing.tiers import costly
 from trainer.models import registry
 from trainer.models.registry import build_model
 from transform.spec.model_sections import Model
@@ -87,7 +87,7 @@ def results(tmp_path_factory):
     root = str(repository())
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
-    command = [sys.executable, str(Path(__file__).with_name("jax_worker.py")), str(folder)]
+    command = [sys.executable, "-m", "tests.testing.jax_worker", str(folder)]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
     return expected, run
 

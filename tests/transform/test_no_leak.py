@@ -9,9 +9,9 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 import pytest
-import small_problem
 import tensorflow as tf
 
+from tests.testing import small_problem
 from transform.features.dataset import to_batch, transformed_dtypes
 from transform.features.request_example import raw_feature_spec, sequence_key
 from transform.ingest.beam_requests import SPLITS, RequestExamples

@@ -66,11 +66,6 @@ class Cost:
         return self.dense_parameters + self.table_parameters
 
     @property
-    def forward_intensity(self) -> float:
-        """FLOPs a byte of the forward pass."""
-        return self.forward_flops / self.forward_bytes
-
-    @property
     def training_intensity(self) -> float:
         """FLOPs a byte of training."""
         return self.training_flops / self.training_bytes
@@ -89,13 +84,13 @@ def batch_cost(model: RankingModel, requests: int, candidates: int, events: int)
         The cost.
     """
     attention = _CountedAttention()
-    graph = _trace(model, requests, candidates, events, attention)
+    graph = trace_forward(model, requests, candidates, events, attention)
     tables = sum(math.prod(variable.shape) for variable in model.embedding.trainable_variables)
-    needed, learns = _needed(graph.outputs), _with_gradient(graph, model)
-    differentiated = _needed(graph.outputs, through_stops=False)
+    needed, learns = needed_operations(graph.outputs), _with_gradient(graph, model)
+    differentiated = needed_operations(graph.outputs, through_stops=False)
     forward_flops = training_flops = forward_bytes = training_bytes = 0
     for name, operation in needed.items():
-        flops, moved = attention.work.get(name) or _contraction(operation)
+        flops, moved = attention.work.get(name) or contraction_cost(operation)
         factors = operation.inputs if name in attention.work else _factors(operation)
         again = sum(tensor.ref() in learns for tensor in factors) if name in differentiated else 0
         if name in attention.work:
@@ -109,28 +104,12 @@ def batch_cost(model: RankingModel, requests: int, candidates: int, events: int)
     return Cost(requests, dense, tables, forward_flops, training_flops, forward_bytes, training_bytes)
 
 
-def request_flops(model: RankingModel, candidates: int, events: int) -> int:
-    """Floating-point operations to score one request, context encoded anew, with the portable attention.
-
-    Unlike `Cost.forward_flops`, this counts all that the portable kernel of structured attention multiplies: hidden
-    pairs of a causal list, and the columns that ride along.
-
-    Args:
-        model: RankingModel. With its variables created.
-        candidates: int. N.
-        events: int. The events in each sequence, at most its length.
-
-    Returns:
-        The operations.
-    """
-    graph = _trace(model, 1, candidates, events, "portable")
-    return sum(_contraction(operation)[0] for operation in _needed(graph.outputs).values())
-
-
 # === The graph ===
 
 
-def _trace(model: RankingModel, requests: int, candidates: int, events: int, kernel: Any) -> Any:
+def trace_forward(model: RankingModel, requests: int, candidates: int, events: int, kernel: Any) -> Any:
+    """The graph of a model's forward pass over a batch without padding, with a kernel of `use_kernels`."""
+
     def describe(array: Any) -> tf.TensorSpec:
         return tf.TensorSpec((requests, *array.shape[1:]), array.dtype)
 
@@ -140,7 +119,7 @@ def _trace(model: RankingModel, requests: int, candidates: int, events: int, ker
         return forward.get_concrete_function(signature).graph
 
 
-def _needed(outputs: Iterable[Any], through_stops: bool = True) -> dict[str, Any]:
+def needed_operations(outputs: Iterable[Any], through_stops: bool = True) -> dict[str, Any]:
     """By name the operations that outputs depend on: what a graph holds besides is not run."""
     found: dict[str, Any] = {}
     waiting = [tensor.op for tensor in outputs]
@@ -174,7 +153,7 @@ def _factors(operation: Any) -> list[Any]:
     return list(operation.inputs) if is_product and len(operation.inputs) > 1 else []
 
 
-def _contraction(operation: Any) -> tuple[int, int]:
+def contraction_cost(operation: Any) -> tuple[int, int]:
     """FLOPs and bytes of a contraction; zeros of all else."""
     factors = _factors(operation)
     if not factors:

@@ -1,13 +1,11 @@
-"""Where tasks pull apart: their gradients on shared parameters, and what each gains or loses by learning together."""
+"""Where tasks pull apart: their gradients on shared parameters."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -131,60 +129,3 @@ def _measure_fn(model: RankingModel, loss_fn: RankingLoss, tasks: int, element_s
 
 def _flat(gradients: list[Any]) -> tf.Tensor:
     return tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients] or [[0.0]], axis=0)
-
-
-# === Seesaw ===
-
-
-@dataclass(frozen=True)
-class SeesawRow:
-    """One task, learned with the others and alone.
-
-    Attributes:
-        task: str.
-        metric: str.
-        together: float. The metric of the multi-task model.
-        alone: float. The metric of the single-task model.
-    """
-
-    task: str
-    metric: str
-    together: float
-    alone: float
-
-    @property
-    def gain(self) -> float:
-        """What learning together gives; negative where the task pays for the others."""
-        return self.together - self.alone
-
-
-def seesaw(
-    together: Mapping[str, Mapping[str, float]], alone: Mapping[str, Mapping[str, float]], metric: str = "auc"
-) -> list[SeesawRow]:
-    """The seesaw table: each task of a multi-task model against a model of that task alone.
-
-    Args:
-        together: mapping. The multi-task model's metrics by task, as `training.evaluate` returns them.
-        alone: mapping. By task, the metrics of the model that learned this task alone.
-        metric: str. Defaults to `"auc"`.
-
-    Returns:
-        A row a task.
-    """
-    return [SeesawRow(task, metric, together[task][metric], alone[task][metric]) for task in together]
-
-
-def write_seesaw(rows: Sequence[SeesawRow], run_dir: str) -> None:
-    """Writes the seesaw table to `seesaw.json` and to TensorBoard (`seesaw/...`, and as a text table).
-
-    Args:
-        rows: sequence of SeesawRow.
-        run_dir: str. The multi-task model's folder.
-    """
-    write_json(os.path.join(run_dir, "seesaw.json"), [{**asdict(row), "gain": row.gain} for row in rows])
-    lines = ["| task | metric | together | alone | gain |", "|---|---|---|---|---|"]
-    with tf.summary.create_file_writer(os.path.join(run_dir, "logs")).as_default():
-        for row in rows:
-            lines.append(f"| {row.task} | {row.metric} | {row.together:.4f} | {row.alone:.4f} | {row.gain:+.4f} |")
-            tf.summary.scalar(f"seesaw/{row.metric}/{row.task}", row.gain, step=0)
-        tf.summary.text("seesaw", "\n".join(lines), step=0)

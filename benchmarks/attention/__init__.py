@@ -1,0 +1,1 @@
+"""The kernels of structured attention beside each other and their rivals."""

@@ -1,0 +1,1 @@
+"""What a served request costs, and what a server stands."""

@@ -1,0 +1,154 @@
+"""What components are cached by: each edit of spec or code reaches exactly what depends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grimp
+import pytest
+from google.protobuf import text_format
+from tfx.types import standard_artifacts
+from tfx.utils.io_utils import SchemaReader
+
+from tests.testing import small_problem
+from tests.testing.repository import repository
+from tfx_pipeline.components.spec_schema import SpecSchema
+from tfx_pipeline.config import PipelineConfig
+from tfx_pipeline.metadata import cached_code
+from tfx_pipeline.metadata.code_version import code_version
+from tfx_pipeline.pipeline import create_pipeline
+from transform.features.request_example import raw_schema
+from transform.source_hash import source_files
+from transform.spec.ranking_spec import RankingSpec
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RankingSpec:
+    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+
+
+def test_code_version_sees_every_edit_in_a_package(tmp_path, monkeypatch):
+    package = tmp_path / "edited_package"
+    (package / "inner").mkdir(parents=True)
+    for path in ("__init__.py", "inner/__init__.py", "inner/part.py"):
+        (package / path).write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_version("edited_package")
+    assert code_version("edited_package") == before
+    (package / "inner" / "part.py").write_text("x = 2\n")
+    assert code_version("edited_package") != before
+
+
+def cache_keys(spec: RankingSpec, folder: Path) -> dict[str, str]:
+    """What each component is cached by, as far as it follows from spec and code."""
+    pipeline = create_pipeline(PipelineConfig(spec, str(folder / "data"), str(folder / "out")))
+    keys = {component.id: str(sorted(component.exec_properties.items())) for component in pipeline.components}
+    return {node: key for node, key in keys.items() if node != "AtomicPusher"}  # it is never cached
+
+
+def holds(folder: str, module: str) -> bool:
+    return f"{module}.".startswith(f"{folder}.") or f"{folder}.".startswith(f"{module}.")
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {node for node in before if before[node] != after[node]}
+
+
+@pytest.mark.slow
+def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
+    def after(**changes):
+        return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
+
+    before = cache_keys(spec, tmp_path)
+    assert changed(before, cache_keys(after(), tmp_path)) == set()
+    model = cache_keys(after(model={"name": "din", "d": 4}), tmp_path)
+    assert changed(before, model) == {"Trainer", "ServingValidator"}
+    assert changed(before, cache_keys(spec.with_seed(7), tmp_path)) == {"Trainer"}
+    evaluation = cache_keys(after(evaluation={"slices": [["brand"]]}), tmp_path)
+    assert changed(before, evaluation) == {"Evaluator"}
+    served = {**small_problem.SPEC["evaluation"], "served_requests": 50}
+    assert changed(before, cache_keys(after(evaluation=served), tmp_path)) == {"ServingValidator"}
+    split = {**small_problem.SPEC["split"], "train": [1, 4]}
+    data = changed(before, cache_keys(after(split=split), tmp_path))
+    assert {"ImpressionExampleGen", "Transform", "Trainer"} <= data
+
+
+@pytest.mark.slow
+def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
+    before = cache_keys(spec, tmp_path)
+    real = code_version
+
+    def edited(module: str):
+        """As if a file of the module was edited: the folders that hold it, or lie in it, have another hash."""
+        return lambda *modules: real(*modules) + ("edited" if any(holds(name, module) for name in modules) else "")
+
+    expected = {
+        "trainer.metrics.ranking_metrics": {"Trainer", "ServingValidator", "Evaluator", "Baselines"},
+        "serving.export.signatures": {"Trainer", "ServingValidator"},
+        "serving": {"Trainer", "ServingValidator"},
+        "tfx_pipeline.evaluation.serving_validation": {"ServingValidator"},
+        "tfx_pipeline.evaluation.extractors": {"Evaluator"},
+    }
+    for package, nodes in expected.items():
+        monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited(package))
+        assert changed(before, cache_keys(spec, tmp_path)) == nodes, package
+    monkeypatch.setattr("tfx_pipeline.pipeline.code_version", edited("transform"))
+    assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
+
+
+CACHED_BY = {
+    "tfx_pipeline.components.impression_example_gen": cached_code.EXAMPLE_GEN,
+    "transform.features.preprocessing": cached_code.TRANSFORM,
+    "tfx_pipeline.tfx_functions": cached_code.trainer("onerank"),
+    "trainer.models.onerank.model": cached_code.trainer("onerank"),
+    "trainer.models.din.model": cached_code.trainer("din"),
+    "tfx_pipeline.components.serving_validator": cached_code.serving_validator("onerank"),
+    "tfx_pipeline.evaluation.extractors": cached_code.EVALUATOR,
+    "tfx_pipeline.evaluation.tfma_metrics": cached_code.EVALUATOR,
+    "tfx_pipeline.evaluation.tfma_plots": cached_code.EVALUATOR,
+    "tfx_pipeline.components.baselines": cached_code.BASELINES,
+}
+
+
+@pytest.mark.parametrize("module", CACHED_BY)
+def test_a_component_is_cached_by_all_that_it_imports(module):
+    graph = grimp.build_graph("transform", "trainer", "serving", "tfx_pipeline")
+    folders = CACHED_BY[module]
+    run = {module, *graph.find_upstream_modules(module)}
+    assert [name for name in sorted(run) if not any(f"{name}.".startswith(f"{folder}.") for folder in folders)] == []
+
+
+def sources(folders: tuple[str, ...]) -> set[str]:
+    files = {path.relative_to(repository()) for folder in folders for path, _ in source_files(folder)}
+    return {str(path) for path in files}
+
+
+def test_another_model_retrains_nobody():
+    of_models = {path for path in sources(cached_code.trainer("onerank")) if path.startswith("trainer/models/")}
+    assert "trainer/models/onerank/model.py" in of_models
+    others = {path for path in of_models if not path.startswith("trainer/models/onerank/")}
+    assert others == {"trainer/models/base.py", "trainer/models/registry.py"}
+
+
+def test_an_edit_of_the_operations_in_cpp_retrains():
+    for path in ("trainer/ops/cc/kernels.cc", "trainer/ops/cc/attention_kernels.h"):
+        assert path in sources(cached_code.trainer("onerank"))
+        assert path not in sources(cached_code.EXAMPLE_GEN) | sources(cached_code.TRANSFORM)
+
+
+def test_an_edit_of_the_padding_concerns_neither_the_examples_nor_the_server():
+    assert "transform/features/padding.py" in sources(cached_code.trainer("onerank"))
+    assert "transform/features/padding.py" not in sources(cached_code.EXAMPLE_GEN) | sources(cached_code.TRANSFORM)
+    assert not any(path.startswith("serving/server") for path in sources(cached_code.trainer("onerank")))
+
+
+@pytest.mark.slow
+def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path, spec):
+    before = cache_keys(spec, tmp_path)
+    other = cache_keys(spec.model_copy(update={"sequences": ()}), tmp_path)
+    assert "SpecSchema" in changed(before, other)
+    artifact = standard_artifacts.Schema()
+    artifact.uri = str(tmp_path)
+    text = text_format.MessageToString(raw_schema(spec))
+    SpecSchema.EXECUTOR_SPEC.executor_class().Do({}, {"schema": [artifact]}, {"text": text})
+    assert SchemaReader().read(str(tmp_path / "schema.pbtxt")) == raw_schema(spec)
