@@ -749,26 +749,28 @@ def cross_task(visibility="cascade", tasks=K, **settings):
     return built(CrossTaskAttention(visibility, HEADS, 2, **settings), (None, tasks, D))
 
 
+def where_detached(**bugs):
+    """The bug of operations in a `CrossTaskAttention` that is detached."""
+    return during(
+        CrossTaskAttention, "_attend", lambda self, _: operations(cross_task_attention, **(bugs if self.detach else {}))
+    )
+
+
 def split_then_cut(split, tensor, *options, **axis):
     """Keys and values of which the second half, by which tasks read each other, carries no gradient."""
+    k = tensor.shape[1] // 2
     return [
-        ops.concatenate([part[:, : part.shape[1] // 2], ops.stop_gradient(part[:, part.shape[1] // 2 :])], axis=1)
+        ops.concatenate([part[:, :k], ops.stop_gradient(part[:, k:])], axis=1)
         for part in split(tensor, *options, **axis)
     ]
 
 
-def cut_in_both(concatenate, parts, **axis):
-    """Tasks beside themselves: if they are cut at the second place, they are at the first."""
-    own, others = parts
-    return concatenate([own if own is others else ops.stop_gradient(own), others], **axis)
-
-
 @fails_under(
     cut_ignored=CUT_IGNORED,
-    cut_after_the_projection=operations(
-        cross_task_attention, stop_gradient=lambda _, tensor: tensor, split=split_then_cut
+    cut_after_the_projection=where_detached(stop_gradient=lambda _, tensor: tensor, split=split_then_cut),
+    own_input_cut_too=where_detached(
+        concatenate=lambda concatenate, parts, **axis: concatenate([ops.stop_gradient(part) for part in parts], **axis)
     ),
-    own_input_cut_too=operations(cross_task_attention, concatenate=cut_in_both),
 )
 def test_tasks_are_read_without_gradient_and_the_projections_learn_from_it():
     detached, plain, h = cross_task("full"), cross_task("full", detach=False), tf.constant(normal(2, K, D))
