@@ -87,13 +87,19 @@ KEYS = (B, HEADS, U, D // HEADS)
 TASK_READ = (B, HEADS, K, 2 * D // HEADS + 1)
 
 
-def _block(tokens, mask, shape, cache=None, **options):
-    settings = {"heads": HEADS, "ffn_ratio": 3, "dropout": 0.1}
-    arguments = {"tokens": tokens, "context_mask": mask}
-    if cache:
-        arguments |= {"context_keys": normal(*cache, seed=1), "context_values": normal(*cache, seed=2)}
-    more = {name: options.pop(name) for name in ("task_tokens", "task_read", "tasks_only") if name in options}
-    return Case(PrivateChannelBlock, settings, arguments | more, shape, options)
+def _history(shape, **options):
+    return _block(normal(B, U, D), EVENTS_MASK, shape, idle=("candidate_bias",), **options)
+
+
+def _groups(shape, state, mask=EVENTS_MASK, **options):
+    state = {name: normal(*size, seed=seed) for seed, (name, size) in enumerate(state.items(), start=1)}
+    return _block(normal(B, N, 1 + K, D), mask, shape, state=state, **options)
+
+
+def _block(tokens, mask, shape, **options):
+    arguments = {"tokens": tokens, "history_mask": mask}
+    arguments |= {name: options.pop(name) for name in ("state", "task_tokens", "tasks_only") if name in options}
+    return Case(PrivateChannelBlock, {"heads": HEADS, "ffn_ratio": 3, "dropout": 0.1}, arguments, shape, options)
 
 
 def _cross(visibility, detach=True, **options):
@@ -163,26 +169,19 @@ CASES = {
     "matching_scorer_dot": _matching("dot"),
     "matching_scorer_bilinear": _matching("bilinear"),
     "matching_scorer_mlp": _matching("mlp"),
-    "private_channel_block_context": _block(
-        normal(B, U, D), EVENTS_MASK, [(B, U, D), KEYS, KEYS], idle=("candidate_bias",)
-    ),
-    "private_channel_block_context_with_tasks": _block(
-        normal(B, U, D),
-        EVENTS_MASK,
-        [(B, U, D), KEYS, KEYS, TASK_READ],
+    "private_channel_block_history": _history([(B, U, D), KEYS, KEYS]),
+    "private_channel_block_history_with_tasks": _history(
+        [(B, U, D), KEYS, TASK_READ, KEYS],  # the new tokens, and the state: keys, task_read, values
         task_tokens=keras.ops.convert_to_tensor(normal(K, D, seed=3)),  # no array: it has no B
-        idle=("candidate_bias",),
-        float32=(3,),
+        float32=(2,),
     ),
-    "private_channel_block_groups": _block(normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=KEYS),
-    "private_channel_block_first_groups": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, 1 + K, D), cache=KEYS, task_read=normal(*TASK_READ, seed=3)
+    "private_channel_block_groups": _groups((B, N, 1 + K, D), {"keys": KEYS, "values": KEYS}),
+    "private_channel_block_first_groups": _groups(
+        (B, N, 1 + K, D), {"keys": KEYS, "values": KEYS, "task_read": TASK_READ}
     ),
-    "private_channel_block_last_groups": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK, (B, N, K, D), cache=KEYS, tasks_only=True
-    ),
-    "private_channel_block_groups_without_context": _block(
-        normal(B, N, 1 + K, D), EVENTS_MASK[:, :0], (B, N, 1 + K, D), cache=(B, HEADS, 0, D // HEADS)
+    "private_channel_block_last_groups": _groups((B, N, K, D), {"keys": KEYS, "values": KEYS}, tasks_only=True),
+    "private_channel_block_groups_without_history": _groups(
+        (B, N, 1 + K, D), dict.fromkeys(("keys", "values"), (B, HEADS, 0, D // HEADS)), mask=EVENTS_MASK[:, :0]
     ),
     "pointwise_loss": _loss(0.0),
     "pointwise_loss_with_infonce": _loss(0.3),

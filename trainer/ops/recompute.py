@@ -18,23 +18,25 @@ def recomputed(layer: keras.layers.Layer, **arguments: Any) -> Any:
 
     Args:
         layer: Layer. Built; of layers inside it, `keras.layers.Dropout` alone may be random.
-        **arguments: the call's arguments.
+        **arguments: the call's arguments, tensors or nested structures of them.
 
     Returns:
-        What the call returns; floats alone.
+        What the call returns, which may be nested but holds floats only.
     """
-    floats = {name: value for name, value in arguments.items() if _is_float(value)}
-    others = {name: value for name, value in arguments.items() if name not in floats}
+    values = keras.tree.flatten(arguments)
+    floats = [value for value in values if _is_float(value)]
     draws = [_Draws(inner.seed_generator) for inner in layer._flatten_layers() if _is_random(inner)]
 
     @keras.remat
-    def call(*values: Any) -> Any:
+    def call(*floats: Any) -> Any:  # tensors as arguments: gradients of what a closure captures would be lost
+        given = iter(floats)
+        again = [next(given) if _is_float(value) else value for value in values]
         with contextlib.ExitStack() as stack:
             for of_generator in draws:
                 stack.enter_context(of_generator.from_start())
-            return layer(**dict(zip(floats, values, strict=True)), **others)
+            return layer(**keras.tree.pack_sequence_as(arguments, again))
 
-    outputs = call(*floats.values())
+    outputs = call(*floats)
     for of_generator in draws:
         of_generator.move_on()
     return outputs

@@ -1,4 +1,4 @@
-"""The second part of OneRank's unified tokenizer: a group of tokens for each candidate."""
+"""The second part of OneRank's unified tokenizer: a group of tokens per candidate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainer.layers.token_dense import TokenDense
 
 @keras.saving.register_keras_serializable(package="onerank")
 class CandidateTokenizer(keras.layers.Layer):
-    """A candidate's token, followed by one token a task.
+    """A candidate's token, followed by one token per task.
 
-    The task tokens are learned vectors that all candidates share; what a task makes of a candidate it finds out by
-    attention. Neither kind has a position: a request's candidates are a set.
+    The task tokens are learned vectors that all candidates share; they learn about their candidate through attention.
+    No token has a position, since the candidates of a request are a set.
 
     Args:
         tasks: int. K, the number of tasks; 0 for the candidate's token alone.
@@ -26,6 +26,9 @@ class CandidateTokenizer(keras.layers.Layer):
 
     Returns:
         Float [B, N, 1 + K, d].
+
+    Raises:
+        ValueError: when `tasks` is negative or `d` is below 1.
 
     Example:
     ```python
@@ -40,8 +43,7 @@ class CandidateTokenizer(keras.layers.Layer):
         super().__init__(**kwargs)
         if tasks < 0 or d < 1:
             raise ValueError(
-                "`tasks` should not be negative and `d` should be at least 1. "
-                f"Received: `tasks={tasks}`, `d={d}`. Use a multiple of 8 for `d`."
+                f"`tasks` should not be negative and `d` should be at least 1. Received: `tasks={tasks}`, `d={d}`."
             )
         self.tasks = tasks
         self.d = d
@@ -58,12 +60,12 @@ class CandidateTokenizer(keras.layers.Layer):
 
     def call(self, candidates: Any) -> Any:
         """The groups."""
-        tokens = ops.expand_dims(self.project(candidates), 2)
+        tokens = ops.expand_dims(self.project(candidates), 2)  # [B, N, 1, d]
         if not self.tasks:
             return tokens
         b, n = ops.shape(candidates)[0], ops.shape(candidates)[1]
-        tasks = ops.broadcast_to(self.task_tokens, (b, n, self.tasks, self.d))
-        return ops.concatenate([tokens, tasks], axis=2)
+        tasks = ops.broadcast_to(self.task_tokens, (b, n, self.tasks, self.d))  # [B, N, K, d]
+        return ops.concatenate([tokens, tasks], axis=2)  # [B, N, 1 + K, d]
 
     def compute_output_shape(self, candidates_shape: Any) -> Any:
         """[B, N, 1 + K, d]."""

@@ -1,4 +1,4 @@
-"""OneRank's controlled interaction: tasks read each other under a mask, and send each other no gradient."""
+"""OneRank's controlled interaction: tasks attend to each other under a mask, without gradients between them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ NAMED = ("parallel", "full", "cascade")
 class CrossTaskAttention(keras.layers.Layer):
     """Attention between tasks: h~ = attention, h^ = LN(h~) + h, z = LN(FFN(h^)) + h^.
 
-    Task k reads h_j where `visibility` lets it, and with `detach` sends it no gradient: for j != k, keys and values are
-    projections of h_j with the gradient stopped. It is stopped before the projections, not after, so that these, which
-    all tasks share, learn from what is read of other tasks. The mask acts before the softmax: a task that is hidden
-    takes no share.
+    Task k attends to h_j where `visibility` allows it. With `detach`, its loss sends no gradient to h_j: for j != k,
+    keys and values are projections of h_j with the gradient stopped. The gradient is stopped before the projections,
+    not after them, so that the projections, which all tasks share, also learn from attention to other tasks. The mask
+    is applied before the softmax: a hidden task has a weight of exactly 0.
 
     Args:
-        visibility: str or matrix [K, K]. `"parallel"` (each task for itself), `"full"`, `"cascade"` (task k reads
-            tasks up to k, in their order), or for each reading task k the weights A[k, j] in [0, 1] of the tasks that
-            are read, 1 on the diagonal. Defaults to `"cascade"`.
+        visibility: str or matrix [K, K]. `"parallel"` (each task attends to itself only), `"full"` (to all tasks),
+            `"cascade"` (to itself and earlier tasks), or weights A[k, j] in [0, 1] that say how much task k may attend
+            to task j, 1 on the diagonal. Defaults to `"cascade"`.
         heads: int. H, the attention heads; divides d. Defaults to 4.
-        ffn_ratio: int. The width of the feed-forward network's hidden layer over d. Defaults to 4.
+        ffn_ratio: int. The width of the feed-forward network's hidden layer, as a multiple of d. Defaults to 4.
         detach: bool. Whether gradients between tasks are stopped. Defaults to True.
 
     Call arguments:
-        tasks: Float [B, K, d]. A vector a task, in the order of the cascade.
+        tasks: Float [B, K, d]. A vector per task, in the order of the cascade.
 
     Returns:
         Float [B, K, d].
+
+    Raises:
+        ValueError: when `heads` or `ffn_ratio` is below 1, `heads` does not divide d, or `visibility` is invalid.
 
     Example:
     ```python
@@ -60,8 +63,7 @@ class CrossTaskAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         if heads < 1 or ffn_ratio < 1:
             raise ValueError(
-                "`heads` and `ffn_ratio` should be at least 1. "
-                f"Received: `heads={heads}`, `ffn_ratio={ffn_ratio}`. Use 4 and 4."
+                f"`heads` and `ffn_ratio` should be at least 1. Received: `heads={heads}`, `ffn_ratio={ffn_ratio}`."
             )
         if isinstance(visibility, str):
             visibility_matrix(visibility, 1)
@@ -73,13 +75,16 @@ class CrossTaskAttention(keras.layers.Layer):
         self.detach = detach
 
     def build(self, tasks_shape: Any) -> None:
-        """Creates the weights and the logarithms of the shares that tasks may read, [K, 2 K]."""
+        """Creates the weights, and the logarithms of how much a task may attend to itself and to others, [K, 2 K]."""
         k, d = tasks_shape[-2:]
         if d % self.heads:
-            raise ValueError(f"`heads` should divide d. Received: `heads={self.heads}`, d = {d}. Use 4 heads and d 64.")
-        own, weights = np.eye(k), visibility_matrix(self.visibility, k)
-        shares = np.concatenate([own, weights * (1 - own)], axis=1)
-        self.log_shares = np.where(shares > 0, np.log(np.maximum(shares, 1e-30)), HIDDEN).astype("float32")
+            raise ValueError(
+                "`heads` should divide d, since each head takes an equal part of the width. "
+                f"Received: `heads={self.heads}`, d = {d}."
+            )
+        own, weights = np.eye(k), visibility_matrix(self.visibility, k)  # [K, K] each
+        shares = np.concatenate([own, weights * (1 - own)], axis=1)  # [K, 2 K]
+        self.log_shares = np.where(shares > 0, np.log(np.maximum(shares, 1e-30)), HIDDEN).astype("float32")  # [K, 2 K]
         dtype = self.dtype_policy
         self.project_query = TokenDense(d, use_bias=False, dtype=dtype, name="query")
         self.project_key_value = TokenDense(2 * d, use_bias=False, dtype=dtype, name="key_value")
@@ -95,24 +100,28 @@ class CrossTaskAttention(keras.layers.Layer):
         self.built = True
 
     def call(self, tasks: Any) -> Any:
-        """The tasks' vectors after reading each other."""
-        read = self.attention_norm(self.merge(self._attend(tasks))) + tasks
-        return self.ffn_norm(self.ffn_out(self.ffn_in(read))) + read
+        """The tasks' vectors after the attention between them."""
+        read = self.attention_norm(self.merge(self._attend(tasks))) + tasks  # [B, K, d]
+        return self.ffn_norm(self.ffn_out(self.ffn_in(read))) + read  # [B, K, d]
 
     def _attend(self, tasks: Any) -> Any:
-        """Attention [B, K, d] in which a task's own key and value alone carry gradient to it."""
+        """Attention [B, K, d] in which a task gets gradients through its own key and value only."""
         k, depth = tasks.shape[1], tasks.shape[2] // self.heads
-        # Each twice: a task reads itself among the first, the others among the second, as `log_shares` says.
-        twice = ops.concatenate([tasks, ops.stop_gradient(tasks) if self.detach else tasks], axis=1)
-        of_each = (-1, 1, 2 * k, self.heads, depth)
-        keys, values = (ops.reshape(part, of_each) for part in ops.split(self.project_key_value(twice), 2, axis=-1))
-        queries = ops.reshape(self.project_query(tasks), (-1, k, 1, self.heads, depth))
-        # Sums of products, in float32: matrix products of so few numbers would take longer.
-        scores = ops.sum(ops.cast(queries, "float32") * ops.cast(keys, "float32"), axis=-1) * (depth**-0.5)
+        # Every task is there twice: `log_shares` lets a task attend to itself in the first half, and to the other tasks
+        # in the second half, where the gradient is stopped.
+        twice = ops.concatenate([tasks, ops.stop_gradient(tasks) if self.detach else tasks], axis=1)  # [B, 2 K, d]
+        key, value = ops.split(self.project_key_value(twice), 2, axis=-1)  # [B, 2 K, d] each
+        keys, values = (
+            ops.reshape(projected, (-1, 1, 2 * k, self.heads, depth)) for projected in (key, value)
+        )  # [B, 1, 2 K, H, d/H] each
+        queries = ops.reshape(self.project_query(tasks), (-1, k, 1, self.heads, depth))  # [B, K, 1, H, d/H]
+        # Sums of products, in float32: matrix products of so few numbers would be slower.
+        products = ops.cast(queries, "float32") * ops.cast(keys, "float32")  # [B, K, 2 K, H, d/H]
+        scores = ops.sum(products, axis=-1) * (depth**-0.5)  # [B, K, 2 K, H]
         scores = scores + self.log_shares[..., None]  # [B, K, 2 K, H]
-        weights = ops.exp(scores - ops.logsumexp(scores, axis=2, keepdims=True))
-        read = ops.sum(ops.expand_dims(weights, -1) * ops.cast(values, "float32"), axis=2)
-        return ops.cast(ops.reshape(read, (-1, *tasks.shape[1:])), tasks.dtype)
+        weights = ops.exp(scores - ops.logsumexp(scores, axis=2, keepdims=True))  # [B, K, 2 K, H]
+        read = ops.sum(ops.expand_dims(weights, -1) * ops.cast(values, "float32"), axis=2)  # [B, K, H, d/H]
+        return ops.cast(ops.reshape(read, (-1, *tasks.shape[1:])), tasks.dtype)  # [B, K, d]
 
     def compute_output_shape(self, tasks_shape: Any) -> Any:
         """[B, K, d]."""
@@ -130,7 +139,7 @@ class CrossTaskAttention(keras.layers.Layer):
 
 
 def visibility_matrix(visibility: str | Sequence[Sequence[float]], tasks: int) -> np.ndarray:
-    """A[k, j]: what task k may read of task j.
+    """A[k, j]: how much task k may attend to task j.
 
     Args:
         visibility: str or matrix, as `CrossTaskAttention` takes it.
@@ -141,24 +150,22 @@ def visibility_matrix(visibility: str | Sequence[Sequence[float]], tasks: int) -
 
     Raises:
         ValueError: when a name is unknown, or a matrix has another shape, a weight outside [0, 1], or a task that does
-            not see itself.
+            not attend to itself.
     """
     if isinstance(visibility, str):
         if visibility not in NAMED:
-            raise ValueError(
-                f"`visibility` should be one of {NAMED} or a matrix. Received: `{visibility}`. Use cascade."
-            )
+            raise ValueError(f"`visibility` should be one of {NAMED} or a matrix. Received: `{visibility}`.")
         named = {"parallel": np.eye(tasks), "full": np.ones((tasks, tasks)), "cascade": np.tri(tasks)}
         return named[visibility]
     weights = np.array(visibility, "float32") if len({len(row) for row in visibility}) == 1 else np.zeros(0)
     if weights.shape != (tasks, tasks):
         raise ValueError(
-            f"`visibility` should be a matrix of {tasks} by {tasks}, a row a task. Received: `{visibility}`. "
-            "Give each task a row in their order."
+            f"`visibility` should be a matrix of {tasks} by {tasks}, one row per task. Received: `{visibility}`. "
+            "Give each task a row, in the order of the tasks."
         )
     if not ((weights >= 0) & (weights <= 1)).all() or not (np.diag(weights) == 1).all():
         raise ValueError(
-            "`visibility` should hold weights from 0 to 1, with 1 on the diagonal (each task sees itself). "
-            f"Received: `{visibility}`. Write 1 there, and 0 for what a task should not read."
+            "`visibility` should hold weights from 0 to 1, with 1 on the diagonal (each task attends to itself). "
+            f"Received: `{visibility}`. Write 0 where a task should not attend to another."
         )
     return weights

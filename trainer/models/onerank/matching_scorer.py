@@ -1,4 +1,4 @@
-"""OneRank's scoring: how well a candidate's state matches the task's vector."""
+"""OneRank's scoring: how well a candidate's state matches a task's vector."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ import numpy as np
 from keras import ops
 
 KINDS = ("dot", "bilinear", "mlp")
-START_FACTOR = 0.2  # alpha: what random vectors match by is small beside the base rate
+START_FACTOR = 0.2  # of alpha: at first, random matches move the logits little beside the base rate
 
 
 @keras.saving.register_keras_serializable(package="onerank")
 class MatchingScorer(keras.layers.Layer):
-    """Logits from a vector a task and a state a candidate and task.
+    """Logits from a vector per task and a state per candidate and task.
 
-    logit_k = alpha_k m(z_k, r_k) + b_k, with m by kind. `dot`: (z_k . r_k) / sqrt(d). `bilinear`:
-    (z_k W_k r_k) / sqrt(d), W_k the identity at first. `mlp`: a network on [z_k, r_k, z_k * r_k] with one hidden layer
-    of width d. The factor alpha_k is learned from 0.2 on, so that training begins near the base rates.
+    logit_k = alpha_k m(z_k, r_k) + b_k, where m depends on `kind`:
+
+    - `dot`: (z_k . r_k) / sqrt(d);
+    - `bilinear`: (z_k W_k r_k) / sqrt(d), where W_k starts as the identity;
+    - `mlp`: a network on [z_k, r_k, z_k * r_k] with one hidden layer of width d.
+
+    The factor alpha_k is learned and starts at 0.2, so that training begins near the base rates.
 
     Args:
         kind: str. `"dot"`, `"bilinear"` or `"mlp"`. Defaults to `"dot"`.
 
     Call arguments:
-        tasks: Float [B, K, d]. z, a vector a task.
-        candidates: Float [B, N, K, d]. r, a state a candidate and task.
+        tasks: Float [B, K, d]. z, a vector per task.
+        candidates: Float [B, N, K, d]. r, a state per candidate and task.
 
     Returns:
-        Float32 [B, N, K]. The logits, float32 whatever the dtype policy: a bfloat16 one moves in steps of 1/64 at a
-        base rate of 5 %.
+        Float32 [B, N, K]. The logits, in float32 under every dtype policy: at a base rate of 5 %, a bfloat16 logit
+        moves in steps of 1/64.
+
+    Raises:
+        ValueError: when `kind` is unknown.
 
     Example:
     ```python
@@ -45,11 +52,11 @@ class MatchingScorer(keras.layers.Layer):
     def __init__(self, kind: str = "dot", **kwargs: Any):
         super().__init__(**kwargs)
         if kind not in KINDS:
-            raise ValueError(f"`kind` should be one of {', '.join(KINDS)}. Received: `kind={kind}`. Use dot.")
+            raise ValueError(f"`kind` should be one of {', '.join(KINDS)}. Received: `kind={kind}`.")
         self.kind = kind
 
     def build(self, tasks_shape: Any, candidates_shape: Any) -> None:
-        """Creates the weights; those of the tasks are one variable each."""
+        """Creates the weights; each is one variable that holds those of all tasks."""
         k, d = tasks_shape[-2:]
         start = keras.initializers.Constant(START_FACTOR)
         self.factor = self.add_weight(shape=(k,), initializer=start, name="factor", autocast=False)
@@ -58,7 +65,7 @@ class MatchingScorer(keras.layers.Layer):
             identity = np.broadcast_to(np.eye(d, dtype="float32"), (k, d, d))
             self.kernel = self.add_weight(shape=(k, d, d), initializer=lambda *_, **__: identity, name="kernel")
         if self.kind == "mlp":
-            limit = (6.0 / (4 * d)) ** 0.5  # the glorot limits of one task's matrix, not of the stack
+            limit = (6.0 / (4 * d)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
             uniform = [keras.initializers.RandomUniform(-limit, limit) for _ in range(4)]
             self.task_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[0], name="task_kernel")
             self.candidate_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[1], name="candidate_kernel")
@@ -71,24 +78,27 @@ class MatchingScorer(keras.layers.Layer):
 
     def call(self, tasks: Any, candidates: Any) -> Any:
         """The logits."""
-        return self.factor * self._match(tasks, candidates) + self.bias
+        return self.factor * self._match(tasks, candidates) + self.bias  # [B, N, K]
 
     def _match(self, tasks: Any, candidates: Any) -> Any:
+        """The match m of every candidate and task, [B, N, K]."""
         if self.kind == "mlp":
             return self._network(tasks, candidates)
         if self.kind == "bilinear":
-            tasks = ops.einsum("bkd,kde->bke", tasks, self.kernel)
-        tasks, candidates = ops.cast(tasks, "float32"), ops.cast(candidates, "float32")
-        return ops.sum(ops.expand_dims(tasks, 1) * candidates, axis=-1) * (tasks.shape[-1] ** -0.5)
+            tasks = ops.einsum("bkd,kde->bke", tasks, self.kernel)  # [B, K, d]
+        tasks, candidates = ops.cast(tasks, "float32"), ops.cast(candidates, "float32")  # [B, K, d], [B, N, K, d]
+        return ops.sum(ops.expand_dims(tasks, 1) * candidates, axis=-1) * (tasks.shape[-1] ** -0.5)  # [B, N, K]
 
     def _network(self, tasks: Any, candidates: Any) -> Any:
-        # The first layer in three parts, so that the task's part is computed once a request.
-        of_task = ops.einsum("bkd,kde->bke", tasks, self.task_kernel) + self.hidden_bias
-        of_candidate = ops.einsum("bnkd,kde->bnke", candidates, self.candidate_kernel)
-        product = ops.expand_dims(tasks, 1) * candidates
-        of_product = ops.einsum("bnkd,kde->bnke", product, self.product_kernel)
-        hidden = ops.gelu(ops.expand_dims(of_task, 1) + of_candidate + of_product, approximate=False)
-        return ops.einsum("bnke,ke->bnk", ops.cast(hidden, "float32"), self.output_kernel)
+        """The match of the kind `mlp`, [B, N, K]."""
+        # The first layer is split into three parts, so that the task's part is computed once per request.
+        task_part = ops.einsum("bkd,kde->bke", tasks, self.task_kernel) + self.hidden_bias  # [B, K, d]
+        candidate_part = ops.einsum("bnkd,kde->bnke", candidates, self.candidate_kernel)  # [B, N, K, d]
+        product = ops.expand_dims(tasks, 1) * candidates  # [B, N, K, d]
+        product_part = ops.einsum("bnkd,kde->bnke", product, self.product_kernel)  # [B, N, K, d]
+        hidden = ops.expand_dims(task_part, 1) + candidate_part + product_part  # [B, N, K, d]
+        hidden = ops.gelu(hidden, approximate=False)  # [B, N, K, d]
+        return ops.einsum("bnke,ke->bnk", ops.cast(hidden, "float32"), self.output_kernel)  # [B, N, K]
 
     def compute_output_spec(self, tasks: Any, candidates: Any) -> Any:
         """[B, N, K]."""

@@ -14,6 +14,7 @@ from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
 from trainer.models.onerank.context_tokenizer import ContextTokenizer
 from trainer.models.onerank.cross_task_attention import CrossTaskAttention, visibility_matrix
+from trainer.models.onerank.history_state import pack_states, unpack_states
 from trainer.models.onerank.matching_scorer import KINDS, MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
@@ -151,17 +152,19 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         """
         embedded = self.embedding(user, group="user")
         tokens, mask = self._context_tokens(sequences, embedded)
-        cache = {"user": embedded, "mask": mask}
+        # A copy: gradients would be wrong if a block that is recomputed got a variable as its argument.
+        task_tokens = ops.copy(self.candidate_tokenizer.task_tokens) if self.task_tokens else None
+        states = []
         for index, block in enumerate(self.blocks):
-            arguments = {"tokens": tokens, "context_mask": mask}
-            if index == 0 and self.task_tokens:
-                # a copy: a variable, as the argument of a block that is recomputed, would get a wrong gradient
-                arguments["task_tokens"] = ops.copy(self.candidate_tokenizer.task_tokens)
-            tokens, keys, values, *task_read = self.apply_block(block, **arguments, training=training)
-            cache |= {f"keys_{index}": keys, f"values_{index}": values}
-            if task_read:
-                cache["task_read"] = task_read[0]
-        return cache
+            tokens, state = self.apply_block(
+                block,
+                tokens=tokens,
+                history_mask=mask,
+                task_tokens=task_tokens if index == 0 else None,  # later, they differ from candidate to candidate
+                training=training,
+            )
+            states.append(state)
+        return {"user": embedded, "mask": mask, **pack_states(states)}
 
     def score_candidates(
         self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
@@ -198,13 +201,15 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         """R [B, N, K, d]: what each task makes of each candidate."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
         groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
-        for index, block in enumerate(self.blocks):
-            of_context = {"context_keys": cache[f"keys_{index}"], "context_values": cache[f"values_{index}"]}
-            arguments = {"tokens": groups, "context_mask": cache["mask"], **of_context}
-            if self.task_tokens:
-                arguments["task_read"] = cache["task_read"] if index == 0 else None
-                arguments["tasks_only"] = index == self.depth - 1
-            groups = self.apply_block(block, **arguments, training=training)
+        for index, (block, state) in enumerate(zip(self.blocks, unpack_states(cache, self.depth), strict=True)):
+            groups = self.apply_block(
+                block,
+                tokens=groups,
+                history_mask=cache["mask"],
+                state=state,
+                tasks_only=self.task_tokens and index == self.depth - 1,
+                training=training,
+            )
         states = self.final_norm(groups)
         return states if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 

@@ -1,4 +1,4 @@
-"""OneRank's situational descriptor: who asks, when, where, as one query a task."""
+"""OneRank's situational descriptor: who asks, when and where, as one query per task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.layers.token_norm import TokenNorm
 
 @keras.saving.register_keras_serializable(package="onerank")
 class SituationalDescriptor(keras.layers.Layer):
-    """A vector s of the user's profile and the request's context, and each task's query q_k = f_k(s).
+    """Turns the user's profile and the request's context into a vector s, and s into a query q_k = f_k(s) per task.
 
     Args:
         tasks: int. K, the number of tasks.
@@ -23,7 +23,10 @@ class SituationalDescriptor(keras.layers.Layer):
         context: Float [B, C], optional. The request's features: time, place, device.
 
     Returns:
-        Float [B, K, d]. A query a task.
+        Float [B, K, d]. A query per task.
+
+    Raises:
+        ValueError: when `tasks` or `d` is below 1.
 
     Example:
     ```python
@@ -38,20 +41,18 @@ class SituationalDescriptor(keras.layers.Layer):
     def __init__(self, tasks: int, d: int, **kwargs: Any):
         super().__init__(**kwargs)
         if tasks < 1 or d < 1:
-            raise ValueError(
-                f"`tasks` and `d` should be at least 1. Received: `tasks={tasks}`, `d={d}`. Use a multiple of 8."
-            )
+            raise ValueError(f"`tasks` and `d` should be at least 1. Received: `tasks={tasks}`, `d={d}`.")
         self.tasks = tasks
         self.d = d
 
     def build(self, user_shape: Any, context_shape: Any = None) -> None:
-        """Creates the weights; those of the tasks are one variable."""
+        """Creates the weights; the matrices of all tasks are one variable."""
         width = user_shape[-1] + (context_shape[-1] if context_shape else 0)
         self.describe = keras.layers.Dense(self.d, "gelu", dtype=self.dtype_policy, name="describe")
         self.describe.build((None, width))
         self.norm = TokenNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build((None, self.d))
-        limit = (6.0 / (2 * self.d)) ** 0.5  # the glorot limits of one task's matrix, not of the stack
+        limit = (6.0 / (2 * self.d)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
         self.query_kernel = self.add_weight(
             shape=(self.tasks, self.d, self.d),
             initializer=keras.initializers.RandomUniform(-limit, limit),
@@ -62,11 +63,11 @@ class SituationalDescriptor(keras.layers.Layer):
 
     def call(self, user: Any, context: Any = None) -> Any:
         """The queries."""
-        situation = user if context is None else ops.concatenate([user, context], axis=-1)
-        described = self.norm(self.describe(situation))
+        situation = user if context is None else ops.concatenate([user, context], axis=-1)  # [B, D + C]
+        described = self.norm(self.describe(situation))  # [B, d]
         queries = ops.matmul(described, self.query_kernel)  # [K, B, d]; an einsum would transpose the kernel
-        queries = ops.transpose(queries, (1, 0, 2))
-        return ops.gelu(queries + self.query_bias, approximate=False)
+        queries = ops.transpose(queries, (1, 0, 2))  # [B, K, d]
+        return ops.gelu(queries + self.query_bias, approximate=False)  # [B, K, d]
 
     def compute_output_shape(self, user_shape: Any, context_shape: Any = None) -> Any:
         """[B, K, d]."""

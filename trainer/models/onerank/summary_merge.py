@@ -1,4 +1,4 @@
-"""OneRank's candidate-aware contextualization, second half: what was read of parts of the candidates becomes one."""
+"""OneRank's candidate-aware contextualization, second half: merges the summaries of parts of the candidates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="onerank")
 class SummaryMerge(keras.layers.Layer):
-    """Merges the parts that `CandidateAttention` read, as if they had been one, then the heads, task by task.
+    """Merges the summaries of `CandidateAttention` over all parts, then the heads of each task.
 
-    A part counts by its weight, a softmax over the parts' `log_weight`. One of padding alone counts nothing beside
-    others.
+    The result is that of attention to all candidates at once: parts are weighted by a softmax over their `log_weight`.
+    A part that holds only padding has a weight of 0 beside other parts.
 
     Call arguments:
         summary: dict. `read` Float [B, P, K, H, d/H] and `log_weight` Float [B, P, K, H] of P parts, in any order.
@@ -32,9 +32,9 @@ class SummaryMerge(keras.layers.Layer):
     """
 
     def build(self, summary_shape: Any) -> None:
-        """Creates the merge of heads of all tasks, one variable."""
+        """Creates the projections that merge the heads; those of all tasks are one variable."""
         k, heads, width = summary_shape["read"][-3:]
-        limit = (6.0 / (2 * heads * width)) ** 0.5  # the glorot limits of one task's matrix, not of the stack
+        limit = (6.0 / (2 * heads * width)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
         self.kernel = self.add_weight(
             shape=(k, heads, width, heads * width),
             initializer=keras.initializers.RandomUniform(-limit, limit),
@@ -43,16 +43,17 @@ class SummaryMerge(keras.layers.Layer):
         self.built = True
 
     def call(self, summary: dict[str, Any]) -> Any:
-        """One vector a task."""
+        """One vector per task."""
         read, log_weight = summary["read"], summary["log_weight"]
-        if read.shape[1] == 1:  # nothing to merge: a request that is scored whole pays nothing
-            read = read[:, 0]
+        if read.shape[1] == 1:  # one part needs no merge: a request that is scored at once has no extra cost
+            read = read[:, 0]  # [B, K, H, d/H]
         else:
-            weights = ops.softmax(ops.cast(log_weight, "float32"), axis=1)
-            read = ops.einsum("bpkh,bpkhe->bkhe", ops.cast(weights, read.dtype), read)
-        k, h, e, d = self.kernel.shape
-        rows = ops.transpose(ops.reshape(read, (-1, k, h * e)), (1, 0, 2))
-        return ops.transpose(ops.matmul(rows, ops.reshape(self.kernel, (k, h * e, d))), (1, 0, 2))
+            weights = ops.softmax(ops.cast(log_weight, "float32"), axis=1)  # [B, P, K, H]
+            read = ops.einsum("bpkh,bpkhe->bkhe", ops.cast(weights, read.dtype), read)  # [B, K, H, d/H]
+        k, h, e, d = self.kernel.shape  # e = d/H
+        rows = ops.transpose(ops.reshape(read, (-1, k, h * e)), (1, 0, 2))  # [K, B, d]
+        merged = ops.matmul(rows, ops.reshape(self.kernel, (k, h * e, d)))  # [K, B, d]
+        return ops.transpose(merged, (1, 0, 2))  # [B, K, d]
 
     def compute_output_shape(self, summary_shape: Any) -> Any:
         """[B, K, d]."""

@@ -1,8 +1,9 @@
 """The attention of OneRank's first block, in which all candidates have the same task tokens.
 
-What a task token reads there of the context and of itself is the same for all candidates: it is computed once, with the
-context, and of N (1 + K) tokens that read the context N are left. The own candidate's score then stands against the
-logarithm of the sum of all other scores' exponentials; a softmax over these two is a sigmoid of their difference.
+There, a task token's attention to the context and to itself is the same for all candidates. It is computed once, along
+with the context, so that only N of N (1 + K) tokens have to attend to the context. What is left for a task token is its
+own candidate's score against the log-sum-exp of all its other scores: a softmax over these two is a sigmoid of their
+difference.
 """
 
 from __future__ import annotations
@@ -18,28 +19,31 @@ from trainer.ops.attention.visibility import Context, Visibility
 
 
 def read_before_candidates(tasks: Sequence[Any], context: Context) -> Any:
-    """What task tokens read of the context and of themselves.
+    """The attention of task tokens to the context and to themselves, without their candidates.
 
     Args:
         tasks: sequence of Float [1, H, K, D]. The task tokens' queries, keys and values.
         context: Context. As for `structured_attention`.
 
     Returns:
-        Float32 [B, H, K, 2 D + 1]: the queries, scaled; the mean of values; and the logarithm of the sum of the scores'
-        exponentials.
+        Float32 [B, H, K, 2 D + 1]: the scaled queries [.., D], the weighted means of the values [.., D], and the
+        log-sum-exp of the scores [.., 1].
     """
-    queries, keys, values = (ops.cast(tensor, "float32") for tensor in tasks)
-    context_keys, context_values = (ops.cast(tensor, "float32") for tensor in (context.keys, context.values))
-    queries = queries * (queries.shape[-1] ** -0.5)
-    scores = ops.matmul(queries, ops.transpose(context_keys, (0, 1, 3, 2)))
-    scores = ops.where(ops.cast(context.mask, "bool")[:, None, None, :], scores, HIDDEN)
+    queries, keys, values = (ops.cast(tensor, "float32") for tensor in tasks)  # [1, H, K, D] each
+    context_keys, context_values = (
+        ops.cast(tensor, "float32") for tensor in (context.keys, context.values)
+    )  # [B, H, U, D] each
+    queries = queries * (queries.shape[-1] ** -0.5)  # [1, H, K, D]
+    scores = ops.matmul(queries, ops.transpose(context_keys, (0, 1, 3, 2)))  # [B, H, K, U]
+    scores = ops.where(ops.cast(context.mask, "bool")[:, None, None, :], scores, HIDDEN)  # [B, H, K, U]
     b, h, k, _ = ops.shape(scores)
-    to_itself = ops.broadcast_to(ops.sum(queries * keys, axis=-1, keepdims=True), (b, h, k, 1))
-    scores = ops.concatenate([scores, to_itself], axis=-1)
-    weights = softmax(scores)
-    read = ops.matmul(weights[..., :-1], context_values) + weights[..., -1:] * values
-    queries = ops.broadcast_to(queries, ops.shape(read))
-    return ops.concatenate([queries, read, ops.logsumexp(scores, axis=-1, keepdims=True)], axis=-1)
+    to_itself = ops.broadcast_to(ops.sum(queries * keys, axis=-1, keepdims=True), (b, h, k, 1))  # [B, H, K, 1]
+    scores = ops.concatenate([scores, to_itself], axis=-1)  # [B, H, K, U + 1]
+    weights = softmax(scores)  # [B, H, K, U + 1]
+    read = ops.matmul(weights[..., :-1], context_values) + weights[..., -1:] * values  # [B, H, K, D]
+    queries = ops.broadcast_to(queries, ops.shape(read))  # [B, H, K, D]
+    log_sum = ops.logsumexp(scores, axis=-1, keepdims=True)  # [B, H, K, 1]
+    return ops.concatenate([queries, read, log_sum], axis=-1)  # [B, H, K, 2 D + 1]
 
 
 def first_block_attention(
@@ -52,23 +56,32 @@ def first_block_attention(
         task_read: Float32 [B, H, K, 2 D + 1]. See `read_before_candidates`.
         context: Context. As for `structured_attention`.
         bias: Float [H]. Added to the scores of the own candidate.
-        tasks_only: bool. Whether what the candidates' tokens read is left out. Defaults to False.
+        tasks_only: bool. Whether to return the task tokens alone. Defaults to False.
 
     Returns:
-        Float [B, H, N (1 + K), D], or [B, H, N K, D] of the task tokens.
+        Float [B, H, N (1 + K), D], or [B, H, N K, D] with `tasks_only`.
     """
-    queries, keys, values = candidates
+    queries, keys, values = candidates  # [B, H, N, D] each
     b, h, n, d = ops.shape(values)
-    task_read = ops.cast(task_read, "float32")
-    of_tasks, read, others = task_read[..., :d], task_read[..., d : 2 * d], task_read[..., 2 * d :]
-    scores = ops.matmul(ops.cast(keys, "float32"), ops.transpose(of_tasks, (0, 1, 3, 2))) + bias[:, None, None]
-    own = ops.expand_dims(ops.sigmoid(scores - ops.transpose(others, (0, 1, 3, 2))), -1)  # [B, H, N, K, 1]
-    read = ops.expand_dims(read, 2)
-    of_tasks = read + own * (ops.expand_dims(ops.cast(values, "float32"), 3) - read)
-    of_tasks = ops.cast(of_tasks, values.dtype)
+    task_read = ops.cast(task_read, "float32")  # [B, H, K, 2 D + 1]
+    task_queries, other_read, other_sum = (
+        task_read[..., :d],  # [B, H, K, D]
+        task_read[..., d : 2 * d],  # [B, H, K, D]
+        task_read[..., 2 * d :],  # [B, H, K, 1]
+    )
+    scores = ops.matmul(ops.cast(keys, "float32"), ops.transpose(task_queries, (0, 1, 3, 2)))  # [B, H, N, K]
+    scores = scores + bias[:, None, None]  # [B, H, N, K]
+    own_weight = ops.sigmoid(scores - ops.transpose(other_sum, (0, 1, 3, 2)))  # [B, H, N, K]
+    own_weight = ops.expand_dims(own_weight, -1)  # [B, H, N, K, 1]
+    other_read = ops.expand_dims(other_read, 2)  # [B, H, 1, K, D]
+    own_values = ops.expand_dims(ops.cast(values, "float32"), 3)  # [B, H, N, 1, D]
+    task_output = other_read + own_weight * (own_values - other_read)  # [B, H, N, K, D]
+    task_output = ops.cast(task_output, values.dtype)  # [B, H, N, K, D]
     k = task_read.shape[2]
     if tasks_only:
-        return ops.reshape(of_tasks, (b, h, n * k, d))
-    of_candidates = structured_attention(queries, keys, values, Visibility("first", 1), context=context, bias=bias)
-    groups = ops.concatenate([ops.expand_dims(of_candidates, 3), of_tasks], axis=3)
-    return ops.reshape(groups, (b, h, n * (1 + k), d))
+        return ops.reshape(task_output, (b, h, n * k, d))  # [B, H, N K, D]
+    candidate_output = structured_attention(
+        queries, keys, values, Visibility("first", 1), context=context, bias=bias
+    )  # [B, H, N, D]
+    groups = ops.concatenate([ops.expand_dims(candidate_output, 3), task_output], axis=3)  # [B, H, N, 1 + K, D]
+    return ops.reshape(groups, (b, h, n * (1 + k), d))  # [B, H, N (1 + K), D]

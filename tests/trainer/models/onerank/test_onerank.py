@@ -1,12 +1,14 @@
 """OneRank's mechanisms, and for each the bugs that a programmer would make: the same check must fail under them.
 
-A check is a test without arguments; `fails_under` names its bugs. `edit` makes a bug by a change of the code's text;
-when it finds that text no more, the code was rewritten: write the bug anew.
+A check is a test without arguments; `fails_under` names its bugs. A bug plants itself in place of a method, a function
+or a module's operations. A bug that no longer reaches the code lets its check pass, and so fails its own test.
 """
 
 import copy
+import functools
 import inspect
-import textwrap
+import itertools
+import types
 from dataclasses import replace
 
 import keras
@@ -18,21 +20,27 @@ from keras import ops
 from tests.testing.layer_cases import tasks_of_weights
 from tests.testing.layer_checks import numpy, spread_weights
 from tests.testing.random_batches import INPUTS, random_batch
-from trainer.losses import masked
+from trainer.losses import masked, pointwise
 from trainer.losses.pointwise import LOWEST_TEMPERATURE, PointwiseLoss
 from trainer.models.base import empty_batch
-from trainer.models.onerank import private_channel_block
+from trainer.models.onerank import (
+    candidate_attention,
+    context_tokenizer,
+    cross_task_attention,
+    private_channel_block,
+)
+from trainer.models.onerank import model as onerank_model
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
 from trainer.models.onerank.context_tokenizer import ContextTokenizer
-from trainer.models.onerank.cross_task_attention import CrossTaskAttention, visibility_matrix
+from trainer.models.onerank.cross_task_attention import CrossTaskAttention
 from trainer.models.onerank.matching_scorer import MatchingScorer
 from trainer.models.onerank.model import OneRank
+from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
 from trainer.models.onerank.summary_merge import SummaryMerge
-from trainer.ops.attention import portable_attention
-from trainer.ops.attention.first_block_attention import first_block_attention, read_before_candidates
-from trainer.ops.attention.structured_attention import structured_attention
+from trainer.ops.attention import first_block_attention, portable_attention, structured_attention
+from trainer.ops.attention.visibility import Visibility
 from trainer.ops.kernels import use_kernels
 from trainer.testing.model_contract import score_in_parts
 
@@ -64,19 +72,69 @@ def fails_under(**bugs):
     return register
 
 
-def edit(function, *changes):
-    """The bug of a function whose text was changed, each change an `old -> new`."""
+def replaced(owner, name, bug):
+    """The bug of a function or method that is another one: `bug` takes the right one, then its arguments."""
 
     def plant(monkeypatch):
-        text = textwrap.indent(textwrap.dedent(inspect.getsource(function)), " ")
-        for old, new in (change.split(" -> ") for change in changes):
-            assert text.count(old) == 1, f"`{function.__name__}` was rewritten: write {old!r} -> {new!r} anew"
-            text = text.replace(old, new)
-        made = {}  # `super()` looks for `__class__` around the function
-        exec(f"def around(__class__):\n{text}\n return {function.__name__}", function.__globals__, made)
-        monkeypatch.setattr(function, "__code__", made["around"](None).__code__)
+        right = getattr(owner, name)
+
+        @functools.wraps(right)  # Keras reads the signatures of methods
+        def wrong(*args, **kwargs):
+            return bug(right, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrong)
 
     return plant
+
+
+def operations(module, **bugs):
+    """The bug of a module in which operations of `keras.ops` are others: each takes the right one, then arguments."""
+
+    def plant(monkeypatch):
+        wrong = {name: functools.partial(bug, getattr(ops, name)) for name, bug in bugs.items()}
+        monkeypatch.setattr(module, "ops", types.SimpleNamespace(**{**vars(ops), **wrong}))
+
+    return plant
+
+
+def during(owner, name, bug):
+    """The bug that is there while a function or method runs: `bug` makes it of the arguments."""
+
+    def call(right, *args, **kwargs):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            bug(*args, **kwargs)(monkeypatch)
+            return right(*args, **kwargs)
+
+    return replaced(owner, name, call)
+
+
+def attributes(target, **values):
+    """The bug of an object whose attributes hold other values."""
+
+    def plant(monkeypatch):
+        for name, value in values.items():
+            monkeypatch.setattr(target, name, value)
+
+    return plant
+
+
+def both(*bugs):
+    return lambda monkeypatch: [bug(monkeypatch) for bug in bugs]
+
+
+def setting(**forced):
+    """The bug of a OneRank that ignores settings."""
+    return replaced(OneRank, "__init__", lambda init, *args, **kwargs: init(*args, **{**kwargs, **forced}))
+
+
+def after(owner, name, change):
+    """The bug of a method after which its object is changed."""
+
+    def call(right, self, *args, **kwargs):
+        right(self, *args, **kwargs)
+        change(self)
+
+    return replaced(owner, name, call)
 
 
 def group_attention_where(reads):
@@ -84,7 +142,7 @@ def group_attention_where(reads):
 
     def attend(queries, keys, values, visibility, mask=None, context=None, bias=None):
         if context is None:
-            return structured_attention(queries, keys, values, visibility, mask)
+            return structured_attention.structured_attention(queries, keys, values, visibility, mask)
         (b, _, m, e), g = queries.shape, visibility.group_size
         places = list(np.ndindex(m // g, g))
         table = np.array([[reads(*query, *key) for key in places] for query in places])
@@ -104,18 +162,47 @@ def right_rule(i, a, j, c):
 
 TASKS_TALK = group_attention_where(lambda i, a, j, c: i == j and (c == 0 or a > 0))
 ITEM_READS_TASKS = group_attention_where(lambda i, a, j, c: i == j and (a == c or 0 in (a, c)))
-NOT_CAUSAL = edit(portable_attention._list_attention, '== "before" -> == "never"')
-CONTEXT_MASK_DROPPED = edit(portable_attention._list_attention, "_hidden(mask, -> _hidden(ops.ones_like(mask),")
-MASKED_SCORES = "ops.where(candidate_mask[:, None, None, :], scores, HIDDEN)"
-ANCHORS_FIRST = edit(ContextTokenizer.__init__, 'sequence.role == "anchor") -> sequence.role != "anchor")')
-MARKS_AROUND_NOTHING = edit(ContextTokenizer.call, "ops.any(mask, -> ops.any(ops.ones_like(mask),")
-CUT_IGNORED = edit(CrossTaskAttention._attend, "if self.detach -> if False")
-CASCADE_TRANSPOSED = edit(visibility_matrix, "np.tri(tasks)} -> np.tri(tasks).T}")
-MASK_AFTER_SOFTMAX = edit(
-    CrossTaskAttention._attend,
-    "scores = scores + self.log_shares[..., None] -> shares = np.exp(self.log_shares)[..., None]",
-    "axis=2, keepdims=True)) -> axis=2, keepdims=True)) * shares",
+
+
+def unmasked(context):
+    return context._replace(mask=ops.ones_like(context.mask))
+
+
+NOT_CAUSAL = replaced(
+    portable_attention,
+    "_list_attention",
+    lambda attend, queries, keys, values, _, *masks: attend(queries, keys, values, Visibility("all"), *masks),
 )
+CONTEXT_MASK_DROPPED = replaced(
+    portable_attention,
+    "_list_attention",
+    lambda attend, queries, keys, values, visibility, mask, context: attend(
+        queries, keys, values, visibility, ops.ones_like(mask), unmasked(context)
+    ),
+)
+ANCHORS_FIRST = after(
+    ContextTokenizer,
+    "build",
+    lambda self: setattr(
+        self, "ordered", sorted(self.inputs.sequences, key=lambda sequence: sequence.role != "anchor")
+    ),
+)
+MARKS_AROUND_NOTHING = operations(
+    context_tokenizer, any=lambda any_, mask, **options: any_(ops.ones_like(mask), **options)
+)
+CUT_IGNORED = operations(cross_task_attention, stop_gradient=lambda _, tensor: tensor)
+TRANSPOSED = replaced(cross_task_attention, "visibility_matrix", lambda matrix, *arguments: matrix(*arguments).T)
+
+
+def masked_after_the_softmax(self, _):
+    shares = np.exp(self.log_shares)[..., None]
+    return both(
+        attributes(self, log_shares=0 * self.log_shares),
+        operations(cross_task_attention, exp=lambda exp, scores: exp(scores) * shares),
+    )
+
+
+MASK_AFTER_SOFTMAX = during(CrossTaskAttention, "_attend", masked_after_the_softmax)
 
 # === Helpers ===
 
@@ -200,7 +287,11 @@ def gradients(function, sources):
 @fails_under(
     tasks_read_each_other=TASKS_TALK,
     item_reads_its_tasks=ITEM_READS_TASKS,
-    first_tasks_read_each_other=edit(read_before_candidates, "queries * keys -> queries * ops.roll(keys, 1, axis=2)"),
+    first_tasks_read_each_other=replaced(
+        private_channel_block,
+        "read_before_candidates",
+        lambda read, tasks, context: read([tasks[0], ops.roll(tasks[1], 1, axis=2), tasks[2]], context),
+    ),
 )
 def test_a_task_token_moves_its_own_channel_alone():
     # deep: through the item's token, a task would reach the others from the second block on
@@ -225,8 +316,8 @@ def scored_one_by_one(self, cache, context, candidates, training=None):
 
 @fails_under(
     groups_read_each_other=group_attention_where(lambda i, a, j, c: c == 0 or right_rule(i, a, j, c)),
-    no_candidate_attention=edit(OneRank._task_vectors, "tasks + queries if -> queries if"),
-    chunks_of_one=lambda monkeypatch: monkeypatch.setattr(OneRank, "score_candidates", scored_one_by_one),
+    no_candidate_attention=replaced(SummaryMerge, "call", lambda merge, self, summary: 0 * merge(self, summary)),
+    chunks_of_one=attributes(OneRank, score_candidates=scored_one_by_one),
 )
 def test_candidates_meet_in_the_scores_not_in_the_states():
     model, batch = made(), random_batch([4, 4, 4], EVENTS)
@@ -239,10 +330,14 @@ def test_candidates_meet_in_the_scores_not_in_the_states():
         differs(other_logits[b, kept[b]], logits[b, kept[b]], "a score depends on the other candidates")
 
 
+def with_positions(tokenize, self, candidates):
+    groups = tokenize(self, candidates)
+    is_item = np.arange(groups.shape[2])[:, None] == 0
+    return groups + is_item * ops.eye(groups.shape[1], self.d)[:, None]
+
+
 @fails_under(
-    candidates_have_positions=edit(
-        CandidateTokenizer.call, "(candidates), 2) -> (candidates) + ops.eye(candidates.shape[1], self.d), 2)"
-    ),
+    candidates_have_positions=replaced(CandidateTokenizer, "call", with_positions),
     groups_read_those_before=group_attention_where(lambda i, a, j, c: (c == 0 and j < i) or right_rule(i, a, j, c)),
 )
 def test_the_order_of_candidates_is_the_order_of_scores():
@@ -255,9 +350,9 @@ def test_the_order_of_candidates_is_the_order_of_scores():
 
 
 @fails_under(
-    mask_dropped=edit(CandidateAttention.call, f"{MASKED_SCORES} -> scores"),
-    mask_times_scores=edit(
-        CandidateAttention.call, f"{MASKED_SCORES} -> scores * ops.cast(candidate_mask, float)[:, None, None]"
+    mask_dropped=operations(candidate_attention, where=lambda _, mask, scores, hidden: scores),
+    mask_times_scores=operations(
+        candidate_attention, where=lambda _, mask, scores, hidden: scores * ops.cast(mask, "float32")
     ),
 )
 def test_padded_candidates_are_inert():
@@ -271,10 +366,14 @@ def test_padded_candidates_are_inert():
 
 @fails_under(
     mask_dropped_in_context=CONTEXT_MASK_DROPPED,
-    mask_dropped_in_groups=edit(
-        portable_attention._group_attention, "_hidden(context.mask, -> _hidden(ops.ones_like(context.mask),"
+    mask_dropped_in_groups=replaced(
+        portable_attention,
+        "_group_attention",
+        lambda attend, *tensors: attend(*tensors[:-2], unmasked(tensors[-2]), tensors[-1]),
     ),
-    positions_count_padding=edit(ContextTokenizer.call, "_age(mask, -> _age(ops.ones_like(mask),"),
+    positions_count_padding=replaced(
+        context_tokenizer, "_age", lambda age, mask, length: age(ops.ones_like(mask), length)
+    ),
     marks_around_nothing=MARKS_AROUND_NOTHING,
 )
 def test_padded_events_are_inert():
@@ -293,9 +392,10 @@ def test_padded_events_are_inert():
 
 
 @fails_under(
-    the_descriptor_is_cached=edit(
-        OneRank._queries,
-        "self.descriptor(user, request) -> cache.setdefault('queries', self.descriptor(user, request))",
+    the_descriptor_is_cached=replaced(
+        OneRank,
+        "_queries",
+        lambda queries, self, cache, context: cache.setdefault("queries", queries(self, cache, context)),
     ),
 )
 def test_one_cache_serves_all_requests_of_a_user():
@@ -363,8 +463,8 @@ def dense_transformer(blocks, context, context_mask, groups, _):
 def structured_transformer(blocks, context, context_mask, groups, tasks):
     for index, block in enumerate(blocks):
         first = index == 0 and len(tasks) > 0
-        context, keys, values, *task_read = block(context, context_mask, task_tokens=tasks if first else None)
-        groups = block(groups, context_mask, keys, values, task_read=task_read[0] if first else None)
+        context, state = block(context, context_mask, task_tokens=tasks if first else None)
+        groups = block(groups, context_mask, state)
     return context, groups
 
 
@@ -383,31 +483,64 @@ OF_NO_SEQUENCE = tuple(column for column in INPUTS.columns if column.group not i
 NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
 
 
+def counted_twice(scores, queries, keys, visibility, bias):
+    """A candidate reads itself as the group's first token and as itself."""
+    to_itself = ops.sum(queries * keys[:, :, :, visibility.first_reader :], axis=-1)
+    return ops.stack([scores(queries, keys, visibility, bias)[..., 0], to_itself], axis=-1)
+
+
+def states_of_the_first(unpack, *arguments):
+    states = unpack(*arguments)
+    return [{**state, "keys": states[0]["keys"], "values": states[0]["values"]} for state in states]
+
+
+def from_a_stopped_cache(update, self, groups, history_mask, state, *options):
+    stopped = {name: ops.stop_gradient(state[name]) for name in ("keys", "values")}
+    return update(self, groups, history_mask, {**state, **stopped}, *options)
+
+
+def without_bias(attend, candidates, task_read, context, bias, *options):
+    """Task tokens get no bias, candidates' tokens do: added to the other scores too, it cancels out."""
+    others = task_read[..., -1:] + bias[:, None, None]
+    return attend(candidates, ops.concatenate([task_read[..., :-1], others], axis=-1), context, bias, *options)
+
+
+def first_stopped():
+    """A matrix product that in its first call, that of queries and keys, stops the gradient of its first factor."""
+    changes = iter([ops.stop_gradient])
+    return lambda matmul, a, b: matmul(next(changes, ops.convert_to_tensor)(a), b)
+
+
 @pytest.mark.slow
 @fails_under(
     context_is_not_causal=NOT_CAUSAL,
     context_mask_dropped=CONTEXT_MASK_DROPPED,
-    candidate_counts_twice=edit(portable_attention._own_scores, "place > 0 -> place >= 0"),
-    no_candidate_bias=edit(portable_attention._own_scores, "+ ops.cast(bias -> + 0 * ops.cast(bias"),
-    no_scaling=edit(portable_attention.portable_attention, " * (queries.shape[-1] ** -0.5) -> "),
-    caches_of_one_block=edit(
-        OneRank._candidate_states,
-        'cache[f"keys_{index}"] -> cache["keys_0"]',
-        'cache[f"values_{index}"] -> cache["values_0"]',
+    candidate_counts_twice=replaced(portable_attention, "_own_scores", counted_twice),
+    no_candidate_bias=replaced(
+        portable_attention,
+        "_own_scores",
+        lambda scores, queries, keys, visibility, bias: scores(queries, keys, visibility, 0 * bias),
     ),
-    task_tokens_in_spite_of_the_flag=edit(
-        OneRank.__init__, "self.task_tokens = task_tokens -> self.task_tokens = True", "k if task_tokens else 0 -> k"
+    no_scaling=replaced(
+        structured_attention,
+        "portable_attention",
+        lambda attend, queries, *rest: attend(queries * queries.shape[-1] ** 0.5, *rest),
     ),
-    no_gradient_into_the_cache=edit(
-        private_channel_block.PrivateChannelBlock.call,
-        "for tensor in (context_keys, -> for tensor in (ops.stop_gradient(context_keys),",
+    caches_of_one_block=replaced(onerank_model, "unpack_states", states_of_the_first),
+    task_tokens_in_spite_of_the_flag=setting(task_tokens=True),
+    no_gradient_into_the_cache=replaced(PrivateChannelBlock, "update_candidates", from_a_stopped_cache),
+    first_tasks_read_padding=replaced(
+        private_channel_block, "read_before_candidates", lambda read, tasks, context: read(tasks, unmasked(context))
     ),
-    first_tasks_read_padding=edit(read_before_candidates, "scores, HIDDEN) -> scores, scores)"),
-    first_tasks_do_not_read_themselves=edit(read_before_candidates, "keepdims=True), (b, -> keepdims=True) - 1e9, (b,"),
-    first_tasks_without_candidate_bias=edit(first_block_attention, " + bias[:, None, None] -> "),
-    first_tasks_count_the_context_half=edit(first_block_attention, "sigmoid(scores - -> sigmoid(scores + 0.69 -"),
-    no_gradient_into_the_first_tasks=edit(
-        read_before_candidates, "ops.matmul(queries, -> ops.matmul(ops.stop_gradient(queries),"
+    first_tasks_do_not_read_themselves=operations(
+        first_block_attention, sum=lambda sum_, *arguments, **options: sum_(*arguments, **options) - 1e9
+    ),
+    first_tasks_without_candidate_bias=replaced(private_channel_block, "first_block_attention", without_bias),
+    first_tasks_count_the_context_half=operations(first_block_attention, sigmoid=lambda sigmoid, x: sigmoid(x + 0.69)),
+    no_gradient_into_the_first_tasks=during(
+        private_channel_block,
+        "read_before_candidates",
+        lambda *_: operations(first_block_attention, matmul=first_stopped()),
     ),
 )
 def test_states_and_gradients_are_those_of_one_dense_mask():
@@ -436,10 +569,7 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
 
 
 @fails_under(
-    variables_as_arguments=edit(
-        OneRank.encode_context,
-        "ops.copy(self.candidate_tokenizer.task_tokens) -> ops.convert_to_tensor(self.candidate_tokenizer.task_tokens)",
-    )
+    variables_as_arguments=operations(onerank_model, copy=lambda _, variable: ops.convert_to_tensor(variable)),
 )
 def test_recomputed_blocks_change_no_gradient_outside_a_graph():
     model, batch = made(layers=2), random_batch(CANDIDATES, EVENTS)
@@ -465,20 +595,32 @@ def test_bugs_of_the_groups_attention_differ_from_it_in_the_rule_alone(monkeypat
 # === The tokenizer ===
 
 
+def running_on():
+    """Positions of the second sequence behind those of the first one."""
+    starts = itertools.count(0, 3)
+    return lambda age, mask, length: ops.minimum(age(mask, 5) + next(starts), 4)
+
+
 @fails_under(
-    a_projection_a_sequence=edit(
-        ContextTokenizer._project, "self.kernels[column.name] -> self.kernels[column.name] * (1 + (name == 'seen'))"
+    a_projection_a_sequence=replaced(
+        ContextTokenizer,
+        "_project",
+        lambda project, self, name, events: project(self, name, events) * (1 + (name == "seen")),
     ),
     anchors_first=ANCHORS_FIRST,
-    order_of_the_file=edit(ContextTokenizer.__init__, 'sequence.role == "anchor") -> 0)'),
+    order_of_the_file=after(ContextTokenizer, "build", lambda self: setattr(self, "ordered", self.inputs.sequences)),
     marks_around_nothing=MARKS_AROUND_NOTHING,
-    no_marks=edit(ContextTokenizer.call, 'sequence.role == "anchor" -> False'),
-    positions_from_the_oldest=edit(
-        ContextTokenizer.call, "_age(mask, sequence.length) -> ops.cumsum(ops.cast(mask, int), 1) - ops.cast(mask, int)"
+    no_marks=during(
+        ContextTokenizer,
+        "call",
+        lambda self, _: attributes(self, ordered=[replace(sequence, role="history") for sequence in self.ordered]),
     ),
-    positions_run_on=edit(
-        ContextTokenizer.call, "_age(mask, sequence.length) -> ops.minimum(_age(mask, 5) + 3 * len(tokens), 4)"
+    positions_from_the_oldest=replaced(
+        context_tokenizer,
+        "_age",
+        lambda age, mask, length: ops.cumsum(ops.cast(mask, "int32"), 1) - ops.cast(mask, "int32"),
     ),
+    positions_run_on=during(ContextTokenizer, "call", lambda *_: replaced(context_tokenizer, "_age", running_on())),
 )
 def test_the_context_is_histories_then_anchors_in_their_marks():
     layer = built(ContextTokenizer(replace(INPUTS, sequences=INPUTS.sequences[::-1]), D))  # the anchor is named first
@@ -521,10 +663,16 @@ def test_anchors_read_histories_not_vice_versa():
 
 
 @fails_under(
-    scaled_by_the_whole_width=edit(CandidateAttention.call, "self.query_kernel.shape[-1] ** -> queries.shape[-1] **"),
-    mean_instead_of_attention=edit(CandidateAttention.call, ", scores, HIDDEN) -> , 0 * scores, HIDDEN)"),
-    tasks_share_weights=edit(
-        CandidateAttention.call, "self.value_kernel) -> 0 * self.value_kernel + self.value_kernel[:1])"
+    scaled_by_the_whole_width=replaced(
+        CandidateAttention, "call", lambda attend, self, queries, *rest: attend(self, queries * HEADS**-0.5, *rest)
+    ),
+    mean_instead_of_attention=replaced(
+        CandidateAttention, "call", lambda attend, self, queries, *rest: attend(self, 0 * queries, *rest)
+    ),
+    tasks_share_weights=during(
+        CandidateAttention,
+        "call",
+        lambda self, *_: attributes(self, value_kernel=0 * self.value_kernel + self.value_kernel[:1]),
     ),
 )
 def test_each_task_attends_to_all_candidates_with_weights_of_its_own():
@@ -540,20 +688,33 @@ def test_each_task_attends_to_all_candidates_with_weights_of_its_own():
     same(merge(layer(queries, states, there)), expected, "attention")
 
 
+PARTS_WEIGH_ALIKE = replaced(
+    SummaryMerge,
+    "call",
+    lambda merge, self, summary: merge(self, {**summary, "log_weight": 0 * summary["log_weight"]}),
+)
+
+
 def scored_in_chunks(model, batch, chunk):
     return score_in_parts(model, batch, chunk)
 
 
 @pytest.mark.slow
 @fails_under(
-    parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
-    the_first_part_alone=edit(SummaryMerge.call, "if read.shape[1] == 1: -> if True:"),
-    maxima_not_rescaled=edit(
-        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(scores - ops.sort(scores)[..., -1:],"
+    parts_weigh_alike=PARTS_WEIGH_ALIKE,
+    the_first_part_alone=replaced(
+        SummaryMerge,
+        "call",
+        lambda merge, self, summary: merge(self, {name: tensor[:, :1] for name, tensor in summary.items()}),
     ),
-    maxima_alone=edit(CandidateAttention.call, "ops.logsumexp(scores, axis=-1) -> ops.sort(scores)[..., -1]"),
-    padding_weighs=edit(
-        CandidateAttention.call, "ops.logsumexp(scores, -> ops.logsumexp(ops.where(scores < -1e8, 0.0, scores),"
+    maxima_not_rescaled=operations(
+        candidate_attention,
+        logsumexp=lambda logsumexp, scores, **axis: logsumexp(scores - ops.sort(scores)[..., -1:], **axis),
+    ),
+    maxima_alone=operations(candidate_attention, logsumexp=lambda _, scores, **axis: ops.sort(scores)[..., -1]),
+    padding_weighs=operations(
+        candidate_attention,
+        logsumexp=lambda logsumexp, scores, **axis: logsumexp(ops.where(scores < -1e8, 0.0, scores), **axis),
     ),
 )
 def test_parts_of_a_list_are_scored_as_the_whole():
@@ -565,9 +726,7 @@ def test_parts_of_a_list_are_scored_as_the_whole():
         same(scored_in_chunks(model, batch, chunk)[there], expected[there], f"parts of {chunk}")
 
 
-@fails_under(
-    parts_weigh_alike=edit(SummaryMerge.call, 'ops.cast(log_weight, "float32") -> 0 * log_weight'),
-)
+@fails_under(parts_weigh_alike=PARTS_WEIGH_ALIKE)
 def test_a_client_merges_by_concatenation():
     """Parts of different sizes, their summaries in another order; each part scored beside all."""
     model, batch = made(), random_batch([5, 5, 2], EVENTS)
@@ -590,16 +749,27 @@ def cross_task(visibility="cascade", tasks=K, **settings):
     return built(CrossTaskAttention(visibility, HEADS, 2, **settings), (None, tasks, D))
 
 
+def where_detached(**bugs):
+    """The bug of operations in a `CrossTaskAttention` that is detached."""
+    return during(
+        CrossTaskAttention, "_attend", lambda self, _: operations(cross_task_attention, **(bugs if self.detach else {}))
+    )
+
+
+def split_then_cut(split, tensor, *options, **axis):
+    """Keys and values of which the second half, by which tasks read each other, carries no gradient."""
+    k = tensor.shape[1] // 2
+    return [
+        ops.concatenate([part[:, :k], ops.stop_gradient(part[:, k:])], axis=1)
+        for part in split(tensor, *options, **axis)
+    ]
+
+
 @fails_under(
     cut_ignored=CUT_IGNORED,
-    cut_after_the_projection=edit(
-        CrossTaskAttention._attend,
-        "ops.stop_gradient(tasks) if self.detach else tasks -> tasks",
-        "(part, of_each) -> (ops.concatenate([part[:, :k], ops.stop_gradient(part[:, k:])], 1), of_each)",
-    ),
-    own_input_cut_too=edit(
-        CrossTaskAttention._attend,
-        "([tasks, -> ([ops.stop_gradient(tasks) if self.detach else tasks,",
+    cut_after_the_projection=where_detached(stop_gradient=lambda _, tensor: tensor, split=split_then_cut),
+    own_input_cut_too=where_detached(
+        concatenate=lambda concatenate, parts, **axis: concatenate([ops.stop_gradient(part) for part in parts], **axis)
     ),
 )
 def test_tasks_are_read_without_gradient_and_the_projections_learn_from_it():
@@ -637,9 +807,9 @@ def test_no_task_trains_the_channel_of_another():
 
 
 @fails_under(
-    transposed=CASCADE_TRANSPOSED,
+    transposed=TRANSPOSED,
     mask_after_the_softmax=MASK_AFTER_SOFTMAX,
-    mask_forgotten=edit(CrossTaskAttention._attend, "scores + self.log_shares[..., None] -> scores"),
+    mask_forgotten=after(CrossTaskAttention, "build", lambda self: setattr(self, "log_shares", 0 * self.log_shares)),
 )
 def test_a_task_reads_exactly_the_tasks_it_may():
     given, h = [[1, 0, 0.5], [0, 1, 0], [1, 1, 1]], normal(2, K, D)
@@ -652,7 +822,7 @@ def test_a_task_reads_exactly_the_tasks_it_may():
             same((after != before).any(axis=(0, 2)), matrix[:, j] > 0, f"{name}: who reads task {j}")
 
 
-@fails_under(transposed=CASCADE_TRANSPOSED)
+@fails_under(transposed=TRANSPOSED)
 def test_the_first_task_of_a_cascade_ignores_later_ones():
     batch = random_batch([4, 4, 4], EVENTS)
     for visibility, expected in {"cascade": False, "parallel": False, "full": True}.items():
@@ -664,12 +834,26 @@ def test_the_first_task_of_a_cascade_ignores_later_ones():
         differs(after[..., 1:], before[..., 1:], "later tasks did change")
 
 
+def without_logarithm(layer):
+    layer.log_shares = np.where(layer.log_shares > -1e8, np.exp(layer.log_shares), layer.log_shares)
+
+
+def itself_twice(layer):
+    k = len(layer.log_shares)
+    layer.log_shares = np.where(np.eye(k, 2 * k, k) > 0, np.float32(0), layer.log_shares)
+
+
+def normed_after_the_residual(_, self, tasks):
+    read = self.attention_norm(self.merge(self._attend(tasks)) + tasks)
+    return self.ffn_norm(self.ffn_out(self.ffn_in(read))) + read
+
+
 @fails_under(
     mask_after_the_softmax=MASK_AFTER_SOFTMAX,
-    transposed=edit(CrossTaskAttention.build, "(self.visibility, k) -> (self.visibility, k).T"),
-    weights_without_logarithm=edit(CrossTaskAttention.build, "np.log(np.maximum(shares, 1e-30)) -> shares"),
-    itself_read_twice=edit(CrossTaskAttention.build, "weights * (1 - own) -> weights"),
-    norm_after_the_residual=edit(CrossTaskAttention.call, "(tasks))) + tasks -> (tasks)) + tasks)"),
+    transposed=TRANSPOSED,
+    weights_without_logarithm=after(CrossTaskAttention, "build", without_logarithm),
+    itself_read_twice=after(CrossTaskAttention, "build", itself_twice),
+    norm_after_the_residual=replaced(CrossTaskAttention, "call", normed_after_the_residual),
 )
 def test_weights_of_the_matrix_are_shares_before_the_softmax():
     matrix, h = np.array([[1, 0.5], [0, 1]]), normal(3, 2, D)
@@ -688,11 +872,18 @@ def test_weights_of_the_matrix_are_shares_before_the_softmax():
 # === The descriptor, and the ablations ===
 
 
+def user_in_candidates(cache):
+    def tokens(tokenize, self, candidates):
+        return tokenize(self, candidates * cache["user"][0, 0])
+
+    return replaced(CandidateTokenizer, "call", tokens)
+
+
 @fails_under(
-    context_left_out=edit(SituationalDescriptor.call, "[user, context] -> [user, 0 * context]"),
-    user_in_the_tokens=edit(
-        OneRank._candidate_states, 'group="candidate")) -> group="candidate") * cache["user"][0, 0])'
+    context_left_out=replaced(
+        SituationalDescriptor, "call", lambda describe, self, user, context: describe(self, user, 0 * context)
     ),
+    user_in_the_tokens=during(OneRank, "_candidate_states", lambda self, cache, *_: user_in_candidates(cache)),
 )
 def test_the_situation_moves_what_is_looked_for_not_the_candidates():
     model, batch = made(), random_batch(CANDIDATES, EVENTS)
@@ -703,23 +894,25 @@ def test_the_situation_moves_what_is_looked_for_not_the_candidates():
         np.testing.assert_array_equal(other_r, r, f"{group} is no token")
 
 
-@fails_under(context_still_there=edit(OneRank._queries, "ops.zeros_like(request) -> request"))
+def of_context_alone(_, self, cache, context):
+    return self.descriptor(ops.zeros_like(cache["user"]), self.embedding(context, group="context"))
+
+
+@fails_under(context_still_there=replaced(OneRank, "_queries", of_context_alone))
 def test_a_constant_descriptor_knows_neither_user_nor_context():
     model, batch = made(descriptor="constant"), random_batch(CANDIDATES, EVENTS)
     np.testing.assert_array_equal(logits_of(model, other_situation(batch)), logits_of(model, batch))
     differs(run(model, batch)[1][:, 1:], run(model, batch)[1][:, :1], "queries are learned, one a task")
 
 
-@fails_under(flag_ignored=edit(OneRank.__init__, "if candidate_attention: -> if True:"))
+@fails_under(flag_ignored=setting(candidate_attention=True))
 def test_without_candidate_attention_scores_are_point_wise():
     model, batch = made(candidate_attention=False), random_batch([4, 4, 4], EVENTS)
     alone = each(lambda values: values[:, 1:2], batch, "candidates")
     same(logits_of(model, alone), logits_of(model, batch)[:, 1:2], "a candidate alone")
 
 
-@fails_under(
-    flag_ignored=edit(OneRank._task_vectors, "tasks + queries if self.query_residual -> tasks + queries if True")
-)
+@fails_under(flag_ignored=setting(query_residual=True))
 def test_without_the_querys_residual_a_single_candidate_hides_the_situation():
     for candidates, residual, matters in [([1, 1, 1], False, False), ([1, 1, 1], True, True), ([4, 4, 4], False, True)]:
         model, batch = made(query_residual=residual), random_batch(candidates, EVENTS)
@@ -730,11 +923,21 @@ def test_without_the_querys_residual_a_single_candidate_hides_the_situation():
 # === Scores ===
 
 
+def of_first_task(name):
+    """The bug of a scorer in which all tasks have the weight of the first one."""
+    return during(MatchingScorer, "call", lambda self, *_: attributes(self, **{name: getattr(self, name)[0]}))
+
+
+def ones_as_kernel(scorer):
+    if scorer.kind == "bilinear":
+        scorer.kernel.assign(np.ones(scorer.kernel.shape))
+
+
 @fails_under(
-    no_alpha=edit(MatchingScorer._match, " * (tasks.shape[-1] ** -0.5) -> "),
-    one_factor=edit(MatchingScorer.call, "self.factor * -> self.factor[0] *"),
-    one_bias=edit(MatchingScorer.call, "+ self.bias -> + self.bias[0]"),
-    bilinear_turned=edit(MatchingScorer.build, "np.eye(d, -> np.ones((d, d),"),
+    no_alpha=replaced(MatchingScorer, "_match", lambda match, *arguments: match(*arguments) * D**0.5),
+    one_factor=of_first_task("factor"),
+    one_bias=of_first_task("bias"),
+    bilinear_turned=after(MatchingScorer, "build", ones_as_kernel),
 )
 def test_scores_are_scaled_products_with_a_bias_a_task():
     z, r, scores = normal(2, K, D), normal(2, 4, K, D, seed=1), {}
@@ -780,12 +983,26 @@ def naive_losses(logits, labels, mask, infonce, temperature):
 
 
 @fails_under(
-    bce_over_all_cells=edit(masked.masked_bce, "ops.maximum(ops.sum(mask -> ops.maximum(ops.sum(mask * 0 + 1"),
-    bce_of_padding=edit(masked.masked_bce, "losses * mask -> losses"),
-    one_class_requests_count=edit(masked.masked_infonce, "(positives > 0, negatives > 0) -> (positives > 0, True)"),
-    mean_over_all_requests=edit(masked.masked_infonce, "ops.sum(counts, axis=0) -> 1.0 * len(counts)"),
-    padding_in_the_denominator=edit(
-        masked.masked_infonce, "ops.where(mask > 0, logits + ops.log(ops.maximum(mask, _TINY)), _HIDDEN) -> logits"
+    bce_over_all_cells=replaced(
+        pointwise,
+        "masked_bce",
+        lambda bce, logits, labels, mask: bce(logits, labels, mask) * ops.mean(mask, axis=(0, 1)),
+    ),
+    bce_of_padding=replaced(
+        pointwise,
+        "masked_bce",
+        lambda bce, logits, labels, mask: (
+            bce(logits, labels, 0 * mask + 1) / ops.maximum(ops.mean(mask, axis=(0, 1)), 1e-12)
+        ),
+    ),
+    one_class_requests_count=operations(masked, logical_and=lambda _, positives, negatives: positives),
+    mean_over_all_requests=operations(
+        masked, maximum=lambda maximum, x, least: maximum(x, len(LABELS) if least == 1 else least)
+    ),
+    padding_in_the_denominator=operations(
+        masked,
+        log=lambda _, mask: 0 * mask,
+        where=lambda where, there, x, other: x if other < 0 else where(there, x, other),
     ),
 )
 def test_losses_are_those_of_a_plain_loop():
@@ -798,10 +1015,8 @@ def test_losses_are_those_of_a_plain_loop():
 
 
 @fails_under(
-    no_bound=edit(PointwiseLoss.call, "LOWEST_TEMPERATURE + -> "),
-    not_learned=edit(
-        PointwiseLoss.call, "ops.exp(self.log_temperature) -> ops.exp(ops.stop_gradient(self.log_temperature))"
-    ),
+    no_bound=operations(pointwise, exp=lambda exp, x: exp(x) - LOWEST_TEMPERATURE),
+    not_learned=operations(pointwise, exp=lambda exp, x: exp(ops.stop_gradient(x))),
 )
 def test_the_temperature_is_learned_and_bounded():
     layer, columns = PointwiseLoss(tasks_of_weights(*[1.0] * K), infonce=0.3, temperature=0.07), loss_columns()
