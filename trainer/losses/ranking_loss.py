@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.losses.masked import masked_bce, masked_infonce
+from trainer.losses.masked import masked_bce, masked_infonce, zero_where_masked
 
 LOWEST_TEMPERATURE = 0.01
 
@@ -71,6 +71,7 @@ class RankingLoss(keras.layers.Layer):
     def call(self, logits: Any, labels: Any, observed: Any) -> Any:
         """The tasks' losses."""
         logits, labels, observed = (ops.cast(values, "float32") for values in (logits, labels, observed))
+        logits = zero_where_masked(logits, observed)  # before the division: NaN would be in the temperature's gradient
         losses = masked_bce(logits, labels, observed)
         if self.log_temperature is not None:
             # a bound that keeps its gradient: what falls to it can rise again
