@@ -6,6 +6,7 @@ from sklearn import metrics as reference
 
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
+from transform.errors import DataError
 
 
 def random_rows(seed, rows=400, groups=60, levels=6):
@@ -146,6 +147,23 @@ def test_a_score_that_is_not_finite_makes_everything_nan_unless_it_is_masked(nam
     assert math.isfinite(ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
     scores[np.flatnonzero(weights)[0]] = bad
     assert math.isnan(ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_a_weight_that_is_no_weight_is_rejected_with_its_row(bad):
+    """Dropped, its row would be missing from the metrics, and nobody would know."""
+    labels, scores, groups, weights = random_rows(3)
+    weights[17] = bad
+    weighted = {
+        "rows": lambda: Rows.observed(labels, scores, groups, weights),
+        "auc": lambda: ranking_metrics.auc(labels, scores, weights),
+        "ndcg": lambda: ranking_metrics.ndcg(labels, scores, groups, 3, weights),
+        "group_count": lambda: ranking_metrics.group_count(groups, weights),
+    }
+    for name, compute in weighted.items():
+        with pytest.raises(DataError, match=rf"from 0 on are expected. Received: {bad} in row 17. Give") as error:
+            compute()
+        assert "\n" not in str(error.value), name
 
 
 @pytest.mark.parametrize("labels", [[], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

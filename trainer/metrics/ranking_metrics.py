@@ -3,7 +3,7 @@
 Rows are candidates: a label (0 or 1), a score, the group (the request) they belong to and a weight. A row of weight 0
 has no label and is dropped, a row of weight w counts as w rows; counts are of rows, whatever their weights. A metric
 that is undefined on the rows is NaN, and so is every metric of labels or scores that are not finite: a broken model
-never gets a number that looks fine.
+never gets a number that looks fine. A weight that is negative or not finite is rejected with a `DataError`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from transform.errors import DataError
 
 Array = NDArray[Any]
 
@@ -52,6 +54,9 @@ class Rows:
 
         Returns:
             The rows.
+
+        Raises:
+            DataError: when a weight is negative or not finite.
         """
         return cls(*_observed(weights, labels, scores, groups))
 
@@ -300,8 +305,20 @@ def _observed(weights: ArrayLike | None, *columns: ArrayLike) -> tuple[Array, ..
     """The columns, flat, and their weights, without rows of weight 0."""
     flat = [np.asarray(column).ravel() for column in columns]
     flat.append(np.ones(len(flat[0]), np.float32) if weights is None else np.asarray(weights).ravel())
+    _check_weights(flat[-1])
     kept = flat[-1] > 0
     return tuple(column[kept] for column in flat)
+
+
+def _check_weights(weights: Array) -> None:
+    """A weight of NaN is no missing label: its row would leave the metrics without a word."""
+    fine = np.isfinite(weights) & (weights >= 0)
+    if not fine.all():
+        first = int(np.argmin(fine))
+        raise DataError(
+            f"the weights of labels: finite numbers from 0 on are expected. Received: {weights[first]} in row {first}. "
+            "Give a label that is missing the weight 0, and every other one a weight above 0."
+        )
 
 
 def _usable(labels: Array, scores: Array) -> bool:
