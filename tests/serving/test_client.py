@@ -333,7 +333,9 @@ def test_a_kept_context_is_never_used_for_another_version(models, server, addres
     assert contexts[0].keys() == contexts[1].keys() and len(cache) == 2
 
 
-def test_a_new_version_does_not_use_the_contexts_of_the_one_before(models, server, address, serialized, request_of_many):
+def test_a_new_version_does_not_use_the_contexts_of_the_one_before(
+    models, server, address, serialized, request_of_many
+):
     with Ranker(address, MODEL, deadline=60, refresh=0) as ranker:
         for served, cached in (({1}, False), ({1}, True), ({1, 2}, False), ({1, 2}, True), ({1}, True)):
             server.served = served

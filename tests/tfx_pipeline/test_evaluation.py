@@ -5,6 +5,7 @@ import math
 import os
 
 import numpy as np
+import own_metrics
 import pytest
 import tensorflow as tf
 from conftest import costly
@@ -33,6 +34,7 @@ from transform.features.request_example import (
     mask_key,
     raw_schema,
 )
+from transform.spec.model_sections import Gate
 from transform.spec.ranking_spec import RankingSpec
 
 SPEC = RankingSpec.parse("""
@@ -157,11 +159,11 @@ def evaluate(tmp_path_factory, inputs):
         tf.saved_model.save(model, f"{artifact.uri}/Format-Serving", signatures={"serving_default": model.serve})
         return artifact
 
-    def run(lines, baseline=None, **other_inputs):
+    def run(lines, baseline=None, spec=SPEC, **other_inputs):
         models = {"model": [model_artifact(lines)]} | (
             {"baseline_model": [model_artifact(baseline)]} if baseline else {}
         )
-        return run_evaluator(SPEC, tmp_path_factory.mktemp("evaluation"), {**inputs, **models, **other_inputs})
+        return run_evaluator(spec, tmp_path_factory.mktemp("evaluation"), {**inputs, **models, **other_inputs})
 
     return run
 
@@ -348,6 +350,34 @@ def test_nothing_to_evaluate_is_not_blessed(evaluate, tmp_path):
     assert eval_config.load_not_gated(path) == []
 
 
+def test_a_metric_of_ones_own_is_measured_and_gated(evaluate, requests):
+    """Named by its import path: nothing of the project knows it."""
+    precision, brier = "own_metrics:precision", "own_metrics:brier"
+    gate = Gate(metric=brier, maximum=0.25, tolerance=0.001, min_positives=50)
+    evaluation = SPEC.evaluation.model_copy(update={"metrics": ("auc", precision, brier), "gates": {"default": gate}})
+    spec = SPEC.model_copy(update={"evaluation": evaluation})
+    path, blessed = evaluate({**GOOD, "buy": INVERTED}, GOOD, spec=spec)
+    measured, rows = eval_config.load_metrics(path), list(candidates(requests))
+    for task, (slope, start) in {"open": IDENTITY, "buy": INVERTED, "share": IDENTITY}.items():
+        there = [row for row in rows if row[mask_key(task)]]
+        labels, scores, groups = (
+            np.array([row[key] for row in there]) for key in (label_key(task), f"p_{task}", "request")
+        )
+        scores = slope * scores + start
+        values = measured.candidate[()][task]
+        assert values[brier] == pytest.approx(reference.brier_score_loss(labels, scores), abs=1e-6)
+        assert values[precision] == pytest.approx(own_metrics.precision_of_first(labels, scores, groups), abs=0.01)
+    assert not blessed
+    failures = {(failure.task, failure.kind): failure for failure in eval_config.load_failures(path)}
+    assert set(failures) == {("buy", "value"), ("buy", "change")}
+    assert failures["buy", "value"].metric == brier and failures["buy", "value"].bound == 0.25
+    assert failures["buy", "change"].received == pytest.approx(measured.change[()]["buy"][brier]) and (
+        failures["buy", "change"].received > 0.001
+    )
+    assert [task.task for task in eval_config.load_not_gated(path)] == ["share"]
+    assert [gate.metric for gate in eval_config.load_gates(path)] == [brier] * 3
+
+
 # === The trainer's metrics and the Evaluator's ===
 
 
@@ -359,9 +389,7 @@ def exported_and_measured(small_plain, served, tmp_path_factory):
     model = standard_artifacts.Model()
     model.uri = str(folder)
     (folder / "Format-Serving").symlink_to(served.path)
-    requests = [
-        decode(record.numpy()) for record in tf.data.TFRecordDataset(sorted(small_plain.raw["test"]), "GZIP")
-    ]
+    requests = [decode(record.numpy()) for record in tf.data.TFRecordDataset(sorted(small_plain.raw["test"]), "GZIP")]
     inputs = {
         "model": [model],
         "examples": [write_examples(folder / "examples", requests)],

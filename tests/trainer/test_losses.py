@@ -84,7 +84,7 @@ def test_labels_that_are_not_there_change_nothing(columns, infonce):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_may_be_no_number(columns, bad):
-    """The model may compute anything from padding: neither the loss nor a gradient, the temperature's included, sees it."""
+    """The model may compute anything from padding: no loss and no gradient, not even the temperature's, sees it."""
     logits, labels, mask = columns
 
     def all_of(logits, labels):

@@ -370,6 +370,24 @@ def test_a_loss_that_is_not_finite_names_its_cure(small, tmp_path):
         run(small, tmp_path, spec)
 
 
+# === Metrics of one's own ===
+
+
+def test_early_stopping_may_watch_a_metric_of_ones_own(small, few, tmp_path):
+    watched, other = "own_metrics:brier", "own_metrics:precision"
+    stopping = EarlyStopping(task="save", metric=watched, patience=5)
+    spec = with_din(small.spec, epochs=3, early_stopping=stopping)
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"metrics": ("ndcg@5", other)})})
+    trained = run(small, tmp_path, spec, few)
+    values = [epoch["eval"]["save"] for epoch in trained.epochs]
+    assert list(values[0]) == [*EPOCH_METRICS, watched, other]
+    assert trained.best_epoch == int(np.argmin([of_epoch[watched] for of_epoch in values])), "lower is better"
+    rows = predict(spec, trained.model, small.transformed["eval"])["save"]
+    brier = np.mean((rows.labels - rows.scores) ** 2)
+    assert values[trained.best_epoch][watched] == pytest.approx(brier, rel=1e-5)
+    np.testing.assert_allclose(scalars(tmp_path)[f"eval/save/{watched}"], [v[watched] for v in values], rtol=1e-6)
+
+
 # === Predicting ===
 
 

@@ -31,11 +31,13 @@ from transform.errors import PipelineError, SpecError
 from transform.features.batching import LabelCounts, count_labels, request_batches, request_ids
 from transform.features.model_inputs import ModelInputs, columns
 from transform.features.padding import count_buckets
+from transform.import_path import is_import_path
+from transform.spec.metric_table import METRICS
 from transform.spec.model_sections import Optimizer, Training
 from transform.spec.ranking_spec import RankingSpec
 
 NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
-EPOCH_METRICS = ("auc", "gauc", "normalized_entropy", "calibration")
+EPOCH_METRICS = tuple(row.name for row in METRICS if row.in_epochs)
 LAST_RATE = 0.1  # of the learning rate, at the end of the cosine
 
 _OPTIMIZERS = {
@@ -239,9 +241,15 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
 
 
 def evaluate(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Each task's metrics on transformed examples."""
+    """Each task's metrics on transformed examples.
+
+    Those of every epoch, that of early stopping, and those of the user's own that `evaluation.metrics` names.
+    """
+    stopping = spec.training.early_stopping
+    own = [name for name in spec.evaluation.metrics if is_import_path(name)]
+    names = dict.fromkeys([*EPOCH_METRICS, *([stopping.metric] if stopping else []), *own])
     return {
-        task: {name: float(ranking_metrics.compute(name, rows)) for name in EPOCH_METRICS}
+        task: {name: ranking_metrics.compute(name, rows) for name in names}
         for task, rows in predict(spec, model, files).items()
     }
 
