@@ -18,7 +18,8 @@ from trainer.losses.registry import LOSSES
 from trainer.models.registry import MODELS, takes_head
 from trainer.registry import Registry
 from transform.spec.data_sections import NAME_PATTERN
-from transform.spec.model_sections import COMPONENT_PATTERN, METRIC_PATTERN
+from transform.spec.metric_table import METRIC_PATTERN, METRICS
+from transform.spec.model_sections import COMPONENT_PATTERN
 from transform.spec.ranking_spec import RankingSpec
 
 PAGE = Path(__file__).with_name("spec.md")
@@ -28,9 +29,41 @@ HEAD = """# The spec file, key by key
 
 A spec is one YAML file; [README.md](../README.md) has a small one that runs. Types are written as in YAML: [name, ...]
 is a list, {name: text} a mapping. A *name* has lower-case letters, digits and `_`, and begins with a letter; no two of
-tasks, features and sequences have the same. A *metric* is `auc`, `gauc`, `ndcg@5` (or another k), `normalized_entropy`
-or `calibration`. An unknown key is refused, and so is a key that stands twice.
+tasks, features and sequences have the same. A *metric* is one of [metrics](#metrics). An unknown key is refused, and so
+is a key that stands twice.
 [troubleshooting.md](troubleshooting.md) has the messages.
+
+"""
+METRICS_HEAD = """### Metrics
+
+Of each task, over the labelled candidates of a split; `k` in `ndcg@k` is a whole number. The metric that early stopping
+watches is measured after each epoch too. So is, by `onerank train`, what `evaluation.metrics` names by an import path;
+the pipeline's Trainer does not see `evaluation`, so that a new metric trains nothing again.
+
+"""
+METRICS_FOOT = """A metric of your own is an object in a module of yours. The spec names it by its import path where
+a metric is expected, as in `metrics: [auc, "my_package.metrics:recall"]`, and training, the Evaluator, gates and the
+report use it. The module has to be importable wherever these run: install its package, or put its folder into
+`PYTHONPATH`.
+
+```python
+import math
+
+from onerank import Metric
+
+
+def recall_at_half(labels, scores):
+    \"\"\"The share of positives with a probability above a half.\"\"\"
+    return float((scores[labels > 0.5] > 0.5).mean()) if labels.any() else math.nan
+
+
+recall = Metric("recall at 0.5", direction="higher", best=1.0, bound=0.0, function=recall_at_half)
+```
+
+The function takes, by these names, some of `labels` (0 or 1), `scores` (probabilities), `groups` (what names the
+request) and `weights` (above 0): numpy arrays with one entry for each labelled candidate of the task. Where it is
+undefined, it returns NaN, which no gate passes. Without candidates, or when a score is not finite, it is not called and
+the metric is NaN.
 
 """
 WORDS = {NAME_PATTERN: "name", METRIC_PATTERN: "metric", COMPONENT_PATTERN: "name or import path"}
@@ -49,6 +82,8 @@ def page() -> str:
         parts.append("\n\n" + _table(cls, places, with_examples=True))
         if registry := REGISTRIES.get(paths[0]):
             parts += [_component(paths[0], name, cls, registry) for name, cls in registry.classes().items()]
+        if paths[0] == "evaluation":
+            parts.append(_metrics())
     return "".join(parts).rstrip() + "\n"
 
 
@@ -96,6 +131,24 @@ def _table(cls: type[BaseModel], places: dict[type[BaseModel], str], with_exampl
         examples = ", ".join(f"`{key}: {_yaml(example)}`" for example in field.examples or [])
         rows.append([*row, examples] if with_examples else row)
     return _markdown(["key", "type", "default", "meaning", *(["example"] if with_examples else [])], rows)
+
+
+def _metrics() -> str:
+    """The table of metrics, and how to bring one's own."""
+    better = {"higher": "higher", "lower": "lower", "target": "nearer to {best:g}", "none": "no direction"}
+    rows = [
+        [
+            f"`{metric.name}`",
+            metric.title,
+            better[metric.direction].format(best=metric.best),
+            f"`{metric.bound:g}`" if metric.has_direction and metric.role == "chosen" else "",
+            {"chosen": "the spec asks for it", "always": "always", "count": "always"}[metric.role],
+            "yes" if metric.in_epochs else "",
+        ]
+        for metric in METRICS
+    ]
+    head = ["metric", "in tables", "better", "a gate's bound by default", "reported", "after each epoch"]
+    return METRICS_HEAD + _markdown(head, rows) + METRICS_FOOT
 
 
 def _component(place: str, name: str, cls: type, registry: Registry[Any]) -> str:

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from trainer.training.trainer import train as train
     from transform.features.model_inputs import ModelInputs as ModelInputs
     from transform.ingest.prepare import prepare as prepare
+    from transform.spec.metric_table import Metric as Metric
     from transform.spec.ranking_spec import RankingSpec as RankingSpec
 
     load_spec = RankingSpec.load
 
 _PUBLIC = {
+    "Metric": "transform.spec.metric_table:Metric",
     "ModelInputs": "transform.features.model_inputs:ModelInputs",
     "RankingSpec": "transform.spec.ranking_spec:RankingSpec",
     "Ranker": "serving.client.ranker:Ranker",

@@ -27,6 +27,7 @@ from trainer.models.registry import build_model
 from trainer.training.trainer import check_settings
 from transform.features.model_inputs import ModelInputs
 from transform.features.request_example import raw_schema
+from transform.spec.metric_table import imported_modules
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -76,7 +77,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
         custom_config={
             SPEC_KEY: _training_part(spec).to_json(),
-            CODE_KEY: code_version(*cached_code.trainer(spec.model.name)),
+            CODE_KEY: code_version(*cached_code.trainer(spec.model.name), *_watched_code(spec)),
             CHECKPOINTS_KEY: config.checkpoints_dir,
         },
     )
@@ -86,7 +87,9 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         model=trainer.outputs["model"],
         baseline_model=baseline.outputs["model"] if baseline else None,
         schema=schema,
-        eval_config=eval_config(spec, code_version(*cached_code.EVALUATOR)),
+        eval_config=eval_config(
+            spec, code_version(*cached_code.EVALUATOR, *imported_modules(spec.evaluation.named_metrics))
+        ),
         example_splits=["test"],
         module_path="tfx_pipeline.evaluation.extractors",
     )
@@ -145,6 +148,12 @@ def _baseline(target: str, candidate: BaseChannel) -> resolver.Resolver | None:
         strategy, known["candidate"] = BlessedBaselineStrategy, candidate
         known["infra_blessing"] = Channel(type=standard_artifacts.InfraBlessing)
     return resolver.Resolver(strategy_class=strategy, **known).with_id(RESOLVER_ID)
+
+
+def _watched_code(spec: RankingSpec) -> tuple[str, ...]:
+    """The module of the metric that early stopping watches, if it is one of the user's own."""
+    stopping = spec.training.early_stopping
+    return imported_modules([stopping.metric]) if stopping else ()
 
 
 def _training_part(spec: RankingSpec) -> RankingSpec:

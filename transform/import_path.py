@@ -1,45 +1,55 @@
-"""Objects by import path: how a spec names a model, head, loss or metric that this package does not bring."""
+"""Import paths: how a spec names an object of the user's own code."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from typing import Any
 
 from transform.errors import SpecError
 
-IMPORT_PATH_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+IMPORT_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+"""The pattern of a path: `package.module:Name`."""
 
 
-def is_import_path(name: str) -> bool:
-    """Whether a name is `package.module:Name`, not the name of something that this package brings."""
-    return ":" in name
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form of an import path, wherever it leads."""
+    return re.fullmatch(IMPORT_PATH, text) is not None
 
 
 def import_object(path: str, where: str) -> Any:
-    """Imports what a spec names.
+    """Imports what a path names.
 
     Args:
-        path: str. `package.module:Name`.
-        where: str. The place in the spec, for messages.
+        path: str. `package.module:Name`; after the colon there may be names within names, as `Class.attribute`.
+        where: str. The place in the spec, as `evaluation.metrics[1]`. Error messages begin with it.
 
     Returns:
         The object.
 
     Raises:
-        SpecError: when there is no such module, it fails on import, or it has no such name.
+        SpecError: when the text is no import path, the module can't be imported, or the name is not in it.
     """
+    if not is_import_path(path):
+        raise SpecError(
+            f"{where}: an import path is expected, as `package.module:Name`. Received: `{path}`. Write the module, a "
+            "colon and a name in it."
+        )
     module_name, _, name = path.partition(":")
-    cure = "Install the package that holds it, or add its folder to PYTHONPATH."
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except Exception as error:  # whatever the user's module does while it is imported
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        cure = "Install its package, or add its folder to PYTHONPATH." if is_missing else "Correct the module."
+        told = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpecError(
-            f"{where}: a module that can be imported is expected. Received: `{path}`, whose import fails with "
-            f"{type(error).__name__}: {error}. {cure}"
+            f"{where}: a module that can be imported is expected. Received: `{module_name}`, {told}. {cure}"
         ) from error
-    if not hasattr(module, name):
+    try:
+        return functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
         raise SpecError(
-            f"{where}: a name in the module `{module_name}` is expected. Received: `{path}`, and {module.__file__} has "
-            f"no `{name}`."
-        )
-    return getattr(module, name)
+            f"{where}: a name in the module `{module_name}` is expected. Received: `{name}`, which it doesn't have. "
+            f"Define it in {getattr(module, '__file__', None) or module_name}, or correct the path."
+        ) from None

@@ -108,12 +108,8 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
 def _normalized_entropy(model: Any, batch: dict, targets: dict) -> list[float]:
     scores = tf.sigmoid(tf.cast(model(batch, training=False), tf.float32)).numpy()
     labels, there = targets["labels"].numpy(), targets["mask"].numpy()
-    groups = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape[:2])
-    rows = [
-        ranking_metrics.Rows.observed(*(a.ravel() for a in (labels[..., k], scores[..., k], groups, there[..., k])))
-        for k in range(labels.shape[-1])
-    ]
-    return [float(ranking_metrics.compute("normalized_entropy", of_task)) for of_task in rows]
+    tasks = range(labels.shape[-1])
+    return [ranking_metrics.normalized_entropy(labels[..., k], scores[..., k], there[..., k]) for k in tasks]
 
 
 def print_table(spec: RankingSpec, found: dict[str, list[dict[str, Any]]], steps: int, console: Console) -> None:

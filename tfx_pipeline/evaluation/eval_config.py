@@ -14,13 +14,14 @@ from tensorflow_model_analysis.writers import eval_config_writer
 
 from tfx_pipeline.evaluation import tfma_metrics, tfma_plots
 from transform.features.request_example import label_key, mask_key
+from transform.spec.metric_table import names_of
 from transform.spec.model_sections import Gate
 from transform.spec.ranking_spec import RankingSpec
 
 SIGNATURE = "serving_default"
 
 # Reported for every task beside the metrics of the spec: how the probabilities are, and what the numbers rest on.
-_ALWAYS = ("log_loss", "example_count", "positive_count", "group_count", "one_class_groups")
+_ALWAYS = (*names_of("always"), *names_of("count"))
 
 Slice = tuple[tuple[str, str], ...]
 """The features of a slice and their values; () is the overall slice."""

@@ -22,6 +22,7 @@ from tensorflow_model_analysis.metrics import metric_types, metric_util
 from tfx_pipeline.evaluation.extractors import GROUP_KEY
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
+from transform.spec.metric_table import find_metric
 
 GATE_PREFIX = "gate_"
 """What the names of gates begin with in TFMA's results."""
@@ -33,10 +34,10 @@ _MAX_PARTS = 256
 
 
 class RowMetric(metric_types.Metric):
-    """A metric of `trainer.metrics.ranking_metrics.compute` over the labelled candidates of a slice.
+    """A metric of `transform.spec.metric_table`, or of the user's own, over the labelled candidates of a slice.
 
     Args:
-        metric: str. A name that `trainer.metrics.ranking_metrics.compute` knows.
+        metric: str. A name that `find_metric` knows.
         name: str. What the result is called. Defaults to `metric`.
     """
 
@@ -54,7 +55,7 @@ class Gate(metric_types.Metric):
     no comparison with it is true.
 
     Args:
-        metric: str. A name that `trainer.metrics.ranking_metrics.compute` knows.
+        metric: str. A name that `find_metric` knows.
         min_positives: int. The smallest number of positives that a model is judged by.
         implementation: str. Not used: it names the version of the code that evaluates, so that TFX's cache, which
             knows an evaluation by its configuration alone, sees a change of the code.
@@ -74,7 +75,7 @@ class Gate(metric_types.Metric):
 def gate_value(metric: str, min_positives: int, rows: Rows) -> float:
     """What a gate sees: the metric, or its best value while there are fewer positives than `min_positives`."""
     if ranking_metrics.positive_count(rows.labels) < min_positives and np.isfinite(rows.scores).all():
-        return ranking_metrics.best_value(metric)
+        return find_metric(metric).best
     return ranking_metrics.compute(metric, rows)
 
 

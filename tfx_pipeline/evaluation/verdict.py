@@ -8,8 +8,7 @@ from typing import Literal
 
 from tfx_pipeline.evaluation.eval_config import Failure, Slice
 from tfx_pipeline.reporting.report_data import RunData
-from tfx_pipeline.reporting.summary import metric_title
-from trainer.metrics.ranking_metrics import higher_is_better
+from transform.spec.metric_table import find_metric
 
 _SHOWN_SLICES = 3
 
@@ -85,11 +84,7 @@ def judge(data: RunData) -> list[Judgement]:
 
 def is_better(metric: str, value: float, before: float) -> bool | None:
     """Whether a value is better than the one before; None when it is the same or either is undefined."""
-    if math.isnan(value) or math.isnan(before) or value == before:
-        return None
-    if metric == "calibration":
-        return abs(value - 1) < abs(before - 1)
-    return (value > before) == higher_is_better(metric)
+    return find_metric(metric).is_better(value, before)
 
 
 def slice_name(place: Slice) -> str:
@@ -98,13 +93,13 @@ def slice_name(place: Slice) -> str:
 
 
 def _failure_words(data: RunData, failure: Failure) -> str:
-    title, where = metric_title(failure.metric), f" on {slice_name(failure.slice)}" if failure.slice else ""
+    title, where = find_metric(failure.metric).title, f" on {slice_name(failure.slice)}" if failure.slice else ""
     if failure.kind == "missing":
         return "There was nothing to evaluate: the test split holds no candidate."
     if math.isnan(failure.received):
         return f"{title}{where} is undefined: a score is not finite, or positives or negatives are missing."
     if failure.kind == "value":
-        least = "at least" if higher_is_better(failure.metric) else "at most"
+        least = "at least" if find_metric(failure.metric).higher_is_better else "at most"
         return f"{title}{where} is {failure.received:.4f}; the gate asks for {least} {failure.bound:g}."
     after = data.value(failure.task, failure.metric, failure.slice)
     moved = "fell" if failure.received < 0 else "rose"
@@ -116,20 +111,21 @@ def _failure_words(data: RunData, failure: Failure) -> str:
 
 def _course(data: RunData, task: str) -> str:
     metric = data.gates[task].metric
+    title = find_metric(metric).title
     value, change = data.value(task, metric), data.change(task, metric)
     if math.isnan(value):
-        return f"{metric_title(metric)} is undefined"
+        return f"{title} is undefined"
     if math.isnan(change):
-        return f"{metric_title(metric)} is {value:.4f}"
+        return f"{title} is {value:.4f}"
     if abs(change) < 0.00005:
-        return f"{metric_title(metric)} is unchanged at {value:.4f}"
+        return f"{title} is unchanged at {value:.4f}"
     moved = "fell" if change < 0 else "rose"
-    return f"{metric_title(metric)} {moved} by {abs(change):.4f}, from {value - change:.4f} to {value:.4f}"
+    return f"{title} {moved} by {abs(change):.4f}, from {value - change:.4f} to {value:.4f}"
 
 
 def _allowed(data: RunData, task: str) -> str:
     gate = data.gates[task]
-    higher = higher_is_better(gate.metric)
+    higher = find_metric(gate.metric).higher_is_better
     if gate.tolerance is None:
         return f"the gate asks for {'at least' if higher else 'at most'} {gate.bound:g}"
     return f"the gate allows a {'fall' if higher else 'rise'} of {gate.tolerance:g}"
@@ -138,7 +134,7 @@ def _allowed(data: RunData, task: str) -> str:
 def _worst_slices(data: RunData, task: str) -> list[str]:
     """The slices where the gate's metric got worse most, of those with as many positives as the gate asks for."""
     gate = data.gates[task]
-    sign = 1 if higher_is_better(gate.metric) else -1
+    sign = 1 if find_metric(gate.metric).higher_is_better else -1
     found = []
     for place in data.metrics.candidate:
         change, positives = data.change(task, gate.metric, place), data.value(task, "positive_count", place)

@@ -12,9 +12,9 @@ from tfx_pipeline.evaluation.eval_config import Slice
 from tfx_pipeline.evaluation.verdict import consequence, headline, judge
 from tfx_pipeline.metadata.code_version import LIBRARIES
 from tfx_pipeline.reporting.report_data import RunData, SplitFacts
+from transform.spec.metric_table import names_of
 
 SCHEMA_VERSION = "1"
-COUNTS = ("example_count", "positive_count", "group_count", "one_class_groups")
 
 
 def model_card(data: RunData) -> dict[str, Any]:
@@ -82,7 +82,9 @@ def _metrics(data: RunData, task: str, place: Slice) -> list[dict[str, Any]]:
             "slice": dict(place),
             "value": value,
             "baseline": of_baseline.get(metric),
-            "change": None if metric in COUNTS else data.metrics.change.get(place, {}).get(task, {}).get(metric),
+            "change": None
+            if metric in names_of("count")
+            else data.metrics.change.get(place, {}).get(task, {}).get(metric),
         }
         for metric, value in values.items()
     ]

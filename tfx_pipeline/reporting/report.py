@@ -103,7 +103,8 @@ def render(data: RunData, card: dict[str, Any]) -> str:
     import jinja2
 
     from tfx_pipeline.evaluation import verdict
-    from tfx_pipeline.reporting.summary import NOTED_COUNTS, metric_title, serving_words, slice_order
+    from tfx_pipeline.reporting.summary import NOTED_COUNTS, serving_words, slice_order
+    from transform.spec.metric_table import find_metric, names_of
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tfx_pipeline"),
@@ -112,7 +113,7 @@ def render(data: RunData, card: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, change=_change, utc=_utc, metric=metric_title)
+    environment.filters.update(number=_number, change=_change, utc=_utc, metric=lambda name: find_metric(name).title)
     return environment.get_template(REPORT_FILE).render(
         data=data,
         card=card,
@@ -120,6 +121,7 @@ def render(data: RunData, card: dict[str, Any]) -> str:
         consequence=verdict.consequence(data),
         judgements=verdict.judge(data),
         is_better=verdict.is_better,
+        shown_metrics=[name for name in data.metric_names if name not in names_of("count")],
         serving_words=serving_words,
         slice_name=verdict.slice_name,
         slices=sorted((place for place in data.metrics.candidate if place), key=slice_order),

@@ -20,15 +20,8 @@ from tfx_pipeline.components.serving_validator import load_serving_report
 from tfx_pipeline.evaluation.eval_config import EvaluationMetrics, load_failures, load_metrics, load_not_gated
 from tfx_pipeline.metadata.runs import ComponentRun
 from transform.ingest.beam_requests import SPLITS
+from transform.spec.metric_table import find_metric
 from transform.spec.ranking_spec import RankingSpec
-
-TITLES = {
-    "auc": "AUC",
-    "gauc": "GAUC",
-    "normalized_entropy": "norm. entropy",
-    "calibration": "calibration",
-    "log_loss": "log loss",
-}
 
 NOTED_COUNTS = (
     "duplicates_dropped",
@@ -91,7 +84,7 @@ def _task_table(
     table.add_column("positives", justify="right")
     table.add_column("base rate", justify="right")
     for metric in spec.evaluation.metrics:
-        table.add_column(metric_title(metric), justify="right")
+        table.add_column(find_metric(metric).title, justify="right")
     has_popularity = all("popularity" in baselines[task] for task in spec.task_names)
     if has_popularity:
         table.add_column("popularity\nAUC / GAUC", justify="right")
@@ -123,11 +116,6 @@ def _slice_table(spec: RankingSpec, metrics: EvaluationMetrics) -> Table:
             ]
             table.add_row(", ".join(f"{name}={value}" for name, value in place), f"{impressions:,}", *cells)
     return table
-
-
-def metric_title(metric: str) -> str:
-    """What a metric is called in a table."""
-    return TITLES.get(metric, metric.upper())
 
 
 def slice_order(place: tuple[tuple[str, str], ...]) -> list[tuple[str, float, str]]:

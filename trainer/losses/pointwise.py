@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from trainer.losses.base import RankingLoss
-from trainer.losses.masked import masked_bce, masked_infonce
+from trainer.losses.masked import masked_bce, masked_infonce, zero_where_masked
 from trainer.losses.registry import LOSSES
 from transform.features.model_inputs import Task
 
@@ -83,6 +83,7 @@ class PointwiseLoss(RankingLoss):
     def call(self, logits: Any, labels: Any, weights: Any) -> Any:
         """The loss of each task [K]."""
         logits, labels, weights = (ops.cast(values, "float32") for values in (logits, labels, weights))  # [B, N, K]
+        logits = zero_where_masked(logits, weights)  # before the division: NaN would be in the temperature's gradient
         losses = masked_bce(logits, labels, weights)  # [K]
         if self.log_temperature is not None:
             # a bound that keeps its gradient: what falls to it can rise again

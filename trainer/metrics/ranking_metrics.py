@@ -3,25 +3,27 @@
 Rows are candidates: a label (0 or 1), a score, the group (the request) they belong to and a weight. A row of weight 0
 has no label and is dropped, a row of weight w counts as w rows; counts are of rows, whatever their weights. A metric
 that is undefined on the rows is NaN, and so is every metric of labels or scores that are not finite: a broken model
-never gets a number that looks fine.
+never gets a number that looks fine. A weight that is negative or not finite is rejected with a `DataError`.
 """
 
 from __future__ import annotations
 
-import re
+import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from transform.errors import DataError, SpecError
+from transform.spec.metric_table import COLUMNS, find_metric, row_name
 
 Array = NDArray[Any]
 
 PROBABILITY_FLOOR = 1e-7
 """Probabilities are clipped to [floor, 1 - floor] before a logarithm is taken."""
-
-_NDCG = re.compile(r"ndcg@([1-9]\d*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,9 @@ class Rows:
 
         Returns:
             The rows.
+
+        Raises:
+            DataError: when a weight is negative or not finite.
         """
         return cls(*_observed(weights, labels, scores, groups))
 
@@ -65,9 +70,27 @@ class Rows:
         return len(self.labels)
 
 
+_Function = TypeVar("_Function", bound=Callable[..., float])
+_FUNCTIONS: dict[str, Callable[..., float]] = {}
+
+
+def _computes(row: str) -> Callable[[_Function], _Function]:
+    """Decorates the function that computes a row of `transform.spec.metric_table`.
+
+    It gets by name what it takes of `labels`, `scores`, `groups` and `weights`, and of a family the `k`.
+    """
+
+    def register(function: _Function) -> _Function:
+        _FUNCTIONS[row] = function
+        return function
+
+    return register
+
+
 # === Ranking ===
 
 
+@_computes("auc")
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: how often a positive is scored above a negative, a tie counting half.
 
@@ -86,6 +109,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     return float(by_group.values[0])
 
 
+@_computes("gauc")
 def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The AUC inside groups, averaged with the weight of their rows (their number of impressions) as weight.
 
@@ -108,6 +132,7 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: Array
     return float(np.average(by_group.values[defined], weights=by_group.weights[defined])) if defined.any() else np.nan
 
 
+@_computes("ndcg@k")
 def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weights: ArrayLike | None = None) -> float:
     """Normalised discounted cumulative gain at k, averaged over groups; all-negative groups are skipped.
 
@@ -145,6 +170,7 @@ def ndcg(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, k: int, weight
 # === Probabilities ===
 
 
+@_computes("log_loss")
 def log_loss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean binary cross entropy, of probabilities clipped by `PROBABILITY_FLOOR`; NaN without rows."""
     labels, scores, weights = _observed(weights, labels, scores)
@@ -153,6 +179,7 @@ def log_loss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = N
     return _mean(_cross_entropy(labels, scores), weights)
 
 
+@_computes("normalized_entropy")
 def normalized_entropy(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The log loss over that of predicting the rows' own positive rate; NaN when all labels are equal."""
     labels, scores, weights = _observed(weights, labels, scores)
@@ -162,6 +189,7 @@ def normalized_entropy(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike 
     return _mean(_cross_entropy(labels, scores), weights) / _mean(of_rate, weights)
 
 
+@_computes("calibration")
 def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The mean prediction over the mean label; NaN without positives."""
     labels, scores, weights = _observed(weights, labels, scores)
@@ -173,18 +201,28 @@ def calibration(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None 
 # === Counts ===
 
 
+@_computes("example_count")
+def example_count(labels: ArrayLike, weights: ArrayLike | None = None) -> int:
+    """The number of labelled rows."""
+    labels, _ = _observed(weights, labels)
+    return len(labels)
+
+
+@_computes("positive_count")
 def positive_count(labels: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of positives."""
     labels, _ = _observed(weights, labels)
     return int(np.count_nonzero(_positive(labels)))
 
 
+@_computes("group_count")
 def group_count(groups: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of groups that have a labelled row."""
     groups, _ = _observed(weights, groups)
     return len(np.unique(groups))
 
 
+@_computes("one_class_groups")
 def one_class_groups(labels: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> int:
     """The number of groups without a positive or without a negative: those that GAUC skips."""
     labels, groups, _ = _observed(weights, labels, groups)
@@ -195,51 +233,38 @@ def one_class_groups(labels: ArrayLike, groups: ArrayLike, weights: ArrayLike | 
 
 # === By name ===
 
-_BY_NAME: dict[str, Callable[[Rows], float]] = {
-    "auc": lambda rows: auc(rows.labels, rows.scores, rows.weights),
-    "gauc": lambda rows: gauc(rows.labels, rows.scores, rows.groups, rows.weights),
-    "log_loss": lambda rows: log_loss(rows.labels, rows.scores, rows.weights),
-    "normalized_entropy": lambda rows: normalized_entropy(rows.labels, rows.scores, rows.weights),
-    "calibration": lambda rows: calibration(rows.labels, rows.scores, rows.weights),
-    "example_count": lambda rows: float(len(rows)),
-    "positive_count": lambda rows: float(positive_count(rows.labels)),
-    "group_count": lambda rows: float(group_count(rows.groups)),
-    "one_class_groups": lambda rows: float(one_class_groups(rows.labels, rows.groups)),
-}
-
 
 def compute(metric: str, rows: Rows) -> float:
     """A metric by the name that the spec gives it.
 
     Args:
-        metric: str. `auc`, `gauc`, `ndcg@k`, `normalized_entropy`, `calibration`, `log_loss`, `example_count`,
-            `positive_count`, `group_count` or `one_class_groups`.
+        metric: str. A name of `transform.spec.metric_table`, as `auc` or `ndcg@5`, or the import path of a metric of
+            the user's own.
         rows: Rows.
 
     Returns:
         The value, NaN when it is undefined.
 
     Raises:
-        ValueError: when no metric has that name.
+        SpecError: when there is no such metric, or one of the user's own returns no number.
     """
-    at_k = _NDCG.fullmatch(metric)
-    if at_k:
-        return ndcg(rows.labels, rows.scores, rows.groups, int(at_k[1]), rows.weights)
-    if metric not in _BY_NAME:
-        raise ValueError(
-            f"the name of a metric is expected. Received: `{metric}`. Known: ndcg@k, {', '.join(_BY_NAME)}."
-        )
-    return _BY_NAME[metric](rows)
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of the metric is a better model."""
-    return metric not in ("log_loss", "normalized_entropy")
-
-
-def best_value(metric: str) -> float:
-    """The value of a perfect model."""
-    return 1.0 if higher_is_better(metric) else 0.0
+    found = find_metric(metric)
+    columns: dict[str, Any] = {name: getattr(rows, name) for name in COLUMNS}
+    if found.function is None:
+        function = _FUNCTIONS[row_name(metric)]
+        columns["k"] = found.k
+    elif not _usable(rows.labels, rows.scores):
+        return math.nan
+    else:
+        function = found.function
+    value = function(**{name: columns[name] for name in inspect.signature(function).parameters if name in columns})
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SpecError(
+            f"metric `{metric}`: a number is expected of its function. Received: {type(value).__name__}. Return a "
+            "float, NaN where the metric is undefined."
+        ) from None
 
 
 # === Segments of sorted rows ===
@@ -300,8 +325,20 @@ def _observed(weights: ArrayLike | None, *columns: ArrayLike) -> tuple[Array, ..
     """The columns, flat, and their weights, without rows of weight 0."""
     flat = [np.asarray(column).ravel() for column in columns]
     flat.append(np.ones(len(flat[0]), np.float32) if weights is None else np.asarray(weights).ravel())
+    _check_weights(flat[-1])
     kept = flat[-1] > 0
     return tuple(column[kept] for column in flat)
+
+
+def _check_weights(weights: Array) -> None:
+    """A weight of NaN is no missing label: its row would leave the metrics without a word."""
+    fine = np.isfinite(weights) & (weights >= 0)
+    if not fine.all():
+        first = int(np.argmin(fine))
+        raise DataError(
+            f"the weights of labels: finite numbers from 0 on are expected. Received: {weights[first]} in row {first}. "
+            "Give a label that is missing the weight 0, and every other one a weight above 0."
+        )
 
 
 def _usable(labels: Array, scores: Array) -> bool:

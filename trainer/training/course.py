@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.metrics import ranking_metrics
 from trainer.training.gradient_probe import log_gradients
+from transform.spec.metric_table import find_metric
 from transform.spec.model_sections import EarlyStopping
 
 
@@ -85,7 +85,7 @@ class Course:
         new, best = (self.epochs[n]["eval"][stopping.task][stopping.metric] for n in (epoch, self.best_epoch))
         if not np.isfinite(best):
             return bool(np.isfinite(new))
-        return bool(new > best if ranking_metrics.higher_is_better(stopping.metric) else new < best)
+        return bool(new > best if find_metric(stopping.metric).higher_is_better else new < best)
 
     def _log_losses(self, row: list[Any]) -> None:
         step, loss, *of_tasks = row

@@ -29,14 +29,16 @@ from trainer.training.gradient_probe import GradientProbe, write_json
 from trainer.training.lazy_adamw import LazyAdamW
 from trainer.training.precision import computing_in
 from transform.errors import PipelineError, SpecError
-from transform.features.batching import LabelCounts, count_labels, request_batches
+from transform.features.batching import LabelCounts, count_labels, request_batches, request_ids
 from transform.features.model_inputs import ModelInputs, columns
 from transform.features.padding import count_buckets
+from transform.import_path import is_import_path
+from transform.spec.metric_table import METRICS
 from transform.spec.model_sections import Optimizer, Training
 from transform.spec.ranking_spec import RankingSpec
 
 NOTICES = logging.getLogger("onerank")  # what a user should read, whatever happens to the libraries' logs
-EPOCH_METRICS = ("auc", "gauc", "normalized_entropy", "calibration")
+EPOCH_METRICS = tuple(row.name for row in METRICS if row.in_epochs)
 LAST_RATE = 0.1  # of the learning rate, at the end of the cosine
 
 _OPTIMIZERS = {
@@ -208,7 +210,8 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
         files: sequence of str. Transformed examples.
 
     Returns:
-        By task: labels, probabilities and requests of all candidates whose label is there.
+        By task: labels, probabilities and requests of all candidates whose label is there. The parts of a request that
+        is longer than `request.max_candidates` are one request.
     """
     tasks = model.inputs_spec.task_names
     batches = request_batches(spec, files, spec.training.batch_requests, tasks=tasks)
@@ -218,11 +221,11 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
         return tf.sigmoid(tf.cast(model(batch, training=False), tf.float32))
 
     parts: list[tuple[np.ndarray, ...]] = []
-    first_request = 0
-    for batch, targets in batches:
+    numbers: dict[bytes, int] = {}  # of requests, in the order in which they come
+    for (batch, targets), ids in tf.data.Dataset.zip((batches, request_ids(files, spec.training.batch_requests))):
         present = batch["candidates"]["mask"].numpy()
-        request = np.broadcast_to(first_request + np.arange(len(present))[:, None], present.shape)
-        first_request += len(present)
+        of_example = np.array([numbers.setdefault(name, len(numbers)) for name in ids.numpy()])
+        request = np.broadcast_to(of_example[:, None], present.shape)
         arrays = (targets["labels"].numpy(), score(batch).numpy(), targets["mask"].numpy(), request)
         parts.append(tuple(array[present] for array in arrays))
     k = len(tasks)
@@ -235,9 +238,15 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
 
 
 def evaluate(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Each task's metrics on transformed examples."""
+    """Each task's metrics on transformed examples.
+
+    Those of every epoch, that of early stopping, and those of the user's own that `evaluation.metrics` names.
+    """
+    stopping = spec.training.early_stopping
+    own = [name for name in spec.evaluation.metrics if is_import_path(name)]
+    names = dict.fromkeys([*EPOCH_METRICS, *([stopping.metric] if stopping else []), *own])
     return {
-        task: {name: float(ranking_metrics.compute(name, rows)) for name in EPOCH_METRICS}
+        task: {name: ranking_metrics.compute(name, rows) for name in names}
         for task, rows in predict(spec, model, files).items()
     }
 

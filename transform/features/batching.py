@@ -56,11 +56,29 @@ def request_batches(
     return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def request_ids(files: Sequence[str], batch_requests: int) -> tf.data.Dataset:
+    """The ids of the requests that `request_batches` reads without a shuffle, batch by batch.
+
+    The parts of a request that is longer than `request.max_candidates` are examples of their own and share its id.
+
+    Args:
+        files: sequence of str. Gzipped TFRecord files.
+        batch_requests: int. B, as in `request_batches`.
+
+    Returns:
+        A dataset of string tensors [B].
+    """
+    return tf.data.TFRecordDataset(sorted(files), "GZIP").batch(batch_requests).map(_ids)
+
+
+def _ids(records: tf.Tensor) -> tf.Tensor:
+    return tf.io.parse_example(records, {REQUEST_ID: tf.io.FixedLenFeature([], tf.string)})[REQUEST_ID]
+
+
 def _ordered(records: tf.Tensor) -> tf.Tensor:
     # By id, not by the records themselves: equal examples may hold their features in another order.
-    ids = tf.io.parse_example(records, {REQUEST_ID: tf.io.FixedLenFeature([], tf.string)})[REQUEST_ID]
     # Stable, as parts of one long request have its id; they are written one behind the other.
-    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(ids, 2**62), stable=True))
+    return tf.gather(records, tf.argsort(tf.strings.to_hash_bucket_fast(_ids(records), 2**62), stable=True))
 
 
 @dataclass(frozen=True)

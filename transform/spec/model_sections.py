@@ -12,14 +12,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
-from transform.import_path import IMPORT_PATH_PATTERN
+from transform.import_path import IMPORT_PATH, is_import_path
 from transform.spec.data_sections import NAME_PATTERN, Name, Section
+from transform.spec.metric_table import METRIC_PATTERN, direction_expected, find_metric
 
-COMPONENT_PATTERN = rf"{NAME_PATTERN}|{IMPORT_PATH_PATTERN}"
+COMPONENT_PATTERN = rf"{NAME_PATTERN}|^{IMPORT_PATH}$"
 ComponentName = Annotated[str, StringConstraints(pattern=COMPONENT_PATTERN)]
+MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
 
 
 class Component(BaseModel):
@@ -80,10 +83,17 @@ class EarlyStopping(Section):
 
     task: Name = Field(examples=["click"])
     """The task that is watched."""
-    metric: Literal["auc", "gauc", "normalized_entropy"] = Field("auc", examples=["gauc"])
-    """The metric that says which epoch is better."""
+    metric: MetricName = Field("auc", examples=["gauc"])
+    """The metric that says which epoch is better; it needs a direction."""
     patience: PositiveInt = Field(1, examples=[2])
     """After how many epochs without a better one training ends."""
+
+    @field_validator("metric")
+    @classmethod
+    def _has_direction(cls, metric: str) -> str:
+        if not is_import_path(metric) and not find_metric(metric).has_direction:
+            raise ValueError(direction_expected())
+        return metric
 
 
 class Training(Section):
@@ -121,44 +131,48 @@ class Training(Section):
     """What initial values, dropout and the order of examples follow from. `--seed` overrides it."""
 
 
-METRIC_PATTERN = r"^(auc|gauc|normalized_entropy|calibration|ndcg@[1-9]\d*)$"
-Metric = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
-
-
 class Gate(Section):
     """What a task must reach on the test split for the model to be pushed."""
 
-    metric: Metric = Field("auc", examples=["gauc"])
-    """The metric that is judged; not `calibration`, which has no direction."""
+    metric: MetricName = Field("auc", examples=["gauc"])
+    """The metric that is judged; it needs a direction, which `calibration` does not have."""
     tolerance: float = Field(0.002, ge=0, examples=[0.01])
     """By how much the metric may get worse against the blessed model."""
     minimum: float | None = Field(None, examples=[0.6])
-    """The least value of a metric that should rise. 0.5 by default, for `ndcg@k` 0."""
+    """The least value of a metric of which higher is better. The metric's own by default, see [metrics](#metrics)."""
     maximum: float | None = Field(None, examples=[0.95])
-    """The greatest value of `normalized_entropy`, which should fall. 1 by default."""
+    """The greatest value of a metric of which lower is better. The metric's own by default."""
     min_positives: PositiveInt = Field(50, examples=[200])
     """With fewer positives in the test split the task is reported, not gated."""
 
     @model_validator(mode="after")
     def _bound_fits_metric(self) -> Gate:
-        if self.metric == "calibration":
-            raise ValueError("a metric with a direction is expected: auc, gauc, ndcg@k or normalized_entropy")
-        wrong = "minimum" if self.metric == "normalized_entropy" else "maximum"
-        if getattr(self, wrong) is not None:
-            raise ValueError(f"`{wrong}` has no meaning for `{self.metric}`. Use the other bound")
+        problem = None if is_import_path(self.metric) else self.find_problem()
+        if problem:
+            raise ValueError(problem)
         return self
+
+    def find_problem(self) -> str | None:
+        """What is wrong with the gate, or None. Imports a metric of the user's own; raises a SpecError if it can't."""
+        metric = find_metric(self.metric)
+        if not metric.has_direction:
+            return direction_expected()
+        wrong = "maximum" if metric.higher_is_better else "minimum"
+        if getattr(self, wrong) is not None:
+            return f"`{wrong}` has no meaning for `{self.metric}`. Use the other bound"
+        return None
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger value of the metric is a better model."""
-        return self.metric != "normalized_entropy"
+        return find_metric(self.metric).higher_is_better
 
     @property
     def bound(self) -> float:
         """The value threshold; a metric without one gets that of a model that knows nothing."""
-        if self.higher_is_better:
-            return self.minimum if self.minimum is not None else (0.0 if self.metric.startswith("ndcg") else 0.5)
-        return self.maximum if self.maximum is not None else 1.0
+        metric = find_metric(self.metric)
+        given = self.minimum if metric.higher_is_better else self.maximum
+        return metric.bound if given is None else given
 
 
 class Evaluation(Section):
@@ -167,10 +181,11 @@ class Evaluation(Section):
     slices: tuple[tuple[Name, ...], ...] = Field(((),), examples=[[[], ["video_id"], ["duration_ms"]]])
     """Lists of single-valued features: a slice for each combination of their values, for numbers by ranges with bounds
     of 1, 2 and 5 times powers of ten. `[]` is overall, which is measured in any case."""
-    metrics: tuple[Metric, ...] = Field(
+    metrics: tuple[MetricName, ...] = Field(
         ("auc", "gauc", "ndcg@5", "normalized_entropy", "calibration"), examples=[["auc", "gauc", "ndcg@10"]]
     )
-    """What is measured for each task. Counts and the log loss are measured besides."""
+    """What is measured for each task. Counts and the log loss are measured besides. A metric of your own is named by
+    its import path, as `my_package.metrics:recall`, see [metrics](#metrics)."""
     gates: dict[Name, Gate] = Field(
         default_factory=lambda: {"default": Gate()},
         examples=[{"default": {"minimum": 0.5}, "like": {"metric": "normalized_entropy", "maximum": 1.0}}],
@@ -183,6 +198,11 @@ class Evaluation(Section):
     max_latency_ratio: PositiveFloat | None = Field(None, examples=[1.5])
     """How many times as long as the blessed model's the median latency of `rank` may be, when both are served and asked
     the same in turns. Reported in any case; what else the machine does meanwhile tells in it. `null`: any."""
+
+    @property
+    def named_metrics(self) -> tuple[str, ...]:
+        """All metrics that the section names, in its order: those that are measured, then those of gates."""
+        return tuple(dict.fromkeys([*self.metrics, *(gate.metric for gate in self.gates.values())]))
 
     def gate(self, task: str) -> Gate:
         """The gate of a task: its own, or the default one."""

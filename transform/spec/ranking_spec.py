@@ -15,11 +15,10 @@ from pydantic import Field, ValidationError
 from transform.errors import SpecError
 from transform.spec import data_sections as sections
 from transform.spec.aggregates import Aggregate, AggregateFeature, aggregate_features
+from transform.spec.metric_table import metric_expected
 from transform.spec.model_sections import Evaluation, Model, Serving, Training
-from transform.spec.references import broken_references
+from transform.spec.references import broken_imports, broken_references
 from transform.spec.score_formula import parse_score
-
-_METRICS_EXPECTED = "a metric is expected: auc, gauc, ndcg@5 (or another k), normalized_entropy or calibration"
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,6 +113,9 @@ class RankingSpec(sections.Section):
     def load(cls, path: str | Path) -> RankingSpec:
         """Reads and checks a spec file.
 
+        What the file names by an import path is imported too, to be checked. `parse` does not import it: a spec that
+        is handed on, as inside an exported model, is read where the user's own code may not be installed.
+
         Args:
             path: str or Path. A YAML file.
 
@@ -121,13 +123,18 @@ class RankingSpec(sections.Section):
             The spec.
 
         Raises:
-            SpecError: when the file can't be read, is no YAML, or breaks the data contract.
+            SpecError: when the file can't be read, is no YAML, breaks the data contract, or names code that can't be
+                imported.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{path}: a readable YAML file in UTF-8 is expected. Received: {error}.") from error
-        return cls.parse(text, origin=str(path))
+        spec = cls.parse(text, origin=str(path))
+        problems = [f"{path}: {problem}" for problem in broken_imports(spec)]
+        if problems:
+            raise SpecError("\n".join(problems))
+        return spec
 
     @classmethod
     def parse(cls, text: str, origin: str = "spec") -> RankingSpec:
@@ -268,7 +275,7 @@ def _describe(origin: str, problem: Any) -> str:
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
         is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
-        text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else _METRICS_EXPECTED
+        text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else metric_expected()
     elif kind == "tuple_type":
         text = "a list is expected, as [a, b]"
     elif (what := kind.partition("_")[0]) in _TYPES and kind.endswith(

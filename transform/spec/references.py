@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from transform.errors import SpecError
 from transform.spec.aggregates import aggregate_features, aggregate_problems, carried_columns
+from transform.spec.metric_table import direction_expected, find_metric
 
 if TYPE_CHECKING:
     from transform.spec.ranking_spec import RankingSpec
@@ -27,6 +29,30 @@ def broken_references(spec: RankingSpec) -> Iterator[str]:
     yield from aggregate_problems(spec)
     yield from _evaluation_problems(spec)
     yield from _serving_problems(spec)
+
+
+def broken_imports(spec: RankingSpec) -> Iterator[str]:
+    """Every problem with what the spec names by an import path; imports it."""
+    named = {f"evaluation.metrics[{i}]": name for i, name in enumerate(spec.evaluation.metrics)}
+    named.update({f"evaluation.gates.{task}.metric": gate.metric for task, gate in spec.evaluation.gates.items()})
+    stopping = spec.training.early_stopping
+    if stopping:
+        named["training.early_stopping.metric"] = stopping.metric
+    broken = set()
+    for place, name in named.items():
+        try:
+            metric = find_metric(name, place)
+        except SpecError as error:
+            broken.add(name)
+            yield str(error)
+            continue
+        if place.startswith("training") and not metric.has_direction:
+            yield f"{place}: {direction_expected()}. Received: `{name}`."
+    for task, gate in spec.evaluation.gates.items():
+        problem = None if gate.metric in broken else gate.find_problem()
+        if problem:
+            place = f"evaluation.gates.{task}"
+            yield f"{place}: {problem}. Received: `{gate.metric}`."
 
 
 def _unknown(path: str, what: str, received: str, known: Any) -> str:

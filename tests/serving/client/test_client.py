@@ -17,6 +17,7 @@ from tensorflow.core.framework import types_pb2
 
 from serving.client import (
     ContextKey,
+    LruContextCache,
     Ranker,
     RankingUnavailable,
     RequestError,
@@ -311,6 +312,36 @@ def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, addre
             server.served = served
             versions.append([ranker.rank(**request_of_many, **WHO).version for ranker in (eager, patient)])
     assert versions == [[1, 1], [2, 1], [2, 2]]
+
+
+def test_a_kept_context_is_never_used_for_another_version(models, server, address, serialized, request_of_many):
+    """The two versions have contexts of one form: nothing but the key keeps them apart."""
+    server.served = {1, 2}
+    cache = LruContextCache()
+    expected = {version: expected_scores(models, serialized[2], version) for version in (1, 2)}
+    assert np.abs(expected[1]["score"] - expected[2]["score"]).max() > 100 * TOLERANCE
+    with (
+        Ranker(address, MODEL, **CALM, version=1, cache=cache) as first,
+        Ranker(address, MODEL, **CALM, version=2, cache=cache) as second,
+    ):
+        rankings = [ranker.rank(**request_of_many, **WHO) for ranker in (first, second, first, second)]
+    for ranking, version in zip(rankings, (1, 2, 1, 2), strict=True):
+        assert ranking.version == version
+        assert_scores(ranking, expected[version])
+    assert [ranking.context_cached for ranking in rankings] == [False, False, True, True]
+    contexts = [cache.get(ContextKey(MODEL, version, *map(str, WHO.values()))) for version in (1, 2)]
+    assert contexts[0].keys() == contexts[1].keys() and len(cache) == 2
+
+
+def test_a_new_version_does_not_use_the_contexts_of_the_one_before(
+    models, server, address, serialized, request_of_many
+):
+    with Ranker(address, MODEL, deadline=60, refresh=0) as ranker:
+        for served, cached in (({1}, False), ({1}, True), ({1, 2}, False), ({1, 2}, True), ({1}, True)):
+            server.served = served
+            ranking = ranker.rank(**request_of_many, **WHO)
+            assert (ranking.version, ranking.context_cached) == (max(served), cached)
+            assert_scores(ranking, expected_scores(models, serialized[2], max(served)))
 
 
 def test_requests_go_on_while_the_server_is_asked_for_its_version(server, address, request_of_many):

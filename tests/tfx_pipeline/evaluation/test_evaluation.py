@@ -5,6 +5,7 @@ import math
 import os
 
 import numpy as np
+import own_metrics
 import pytest
 import tensorflow as tf
 from google.protobuf import json_format
@@ -21,8 +22,19 @@ from tests.testing.tiers import costly
 from tfx_pipeline.evaluation import eval_config, extractors, tfma_metrics
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
+from trainer.training.trainer import evaluate as evaluate_in_training
+from trainer.training.trainer import predict
 from transform.errors import DataError
-from transform.features.request_example import CANDIDATE_COUNT, REQUEST_ID, encode, label_key, mask_key, raw_schema
+from transform.features.request_example import (
+    CANDIDATE_COUNT,
+    REQUEST_ID,
+    decode,
+    encode,
+    label_key,
+    mask_key,
+    raw_schema,
+)
+from transform.spec.model_sections import Gate
 from transform.spec.ranking_spec import RankingSpec
 
 SPEC = RankingSpec.parse("""
@@ -123,18 +135,23 @@ def write_examples(folder, requests):
     return examples
 
 
+def write_schema(folder, spec):
+    schema = standard_artifacts.Schema()
+    schema.uri = str(folder)
+    io_utils.write_pbtxt_file(os.path.join(schema.uri, "schema.pbtxt"), raw_schema(spec))
+    return schema
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, requests):
-    schema = standard_artifacts.Schema()
-    schema.uri = str(tmp_path_factory.mktemp("schema"))
-    io_utils.write_pbtxt_file(os.path.join(schema.uri, "schema.pbtxt"), raw_schema(SPEC))
-    return {"examples": [write_examples(tmp_path_factory.mktemp("examples"), requests)], "schema": [schema]}
+    examples = write_examples(tmp_path_factory.mktemp("examples"), requests)
+    return {"examples": [examples], "schema": [write_schema(tmp_path_factory.mktemp("schema"), SPEC)]}
 
 
 @pytest.fixture(scope="module")
 @costly("pipeline")
 def evaluate(tmp_path_factory, inputs):
-    """Runs TFX's Evaluator on a model, and against another one if there is."""
+    """Runs TFX's Evaluator on a toy model, and against another one if there is."""
 
     def model_artifact(lines):
         model, artifact = ToyModel(lines), standard_artifacts.Model()
@@ -142,35 +159,39 @@ def evaluate(tmp_path_factory, inputs):
         tf.saved_model.save(model, f"{artifact.uri}/Format-Serving", signatures={"serving_default": model.serve})
         return artifact
 
-    def run(lines, baseline=None, **other_inputs):
-        folder = tmp_path_factory.mktemp("evaluation")
-        outputs = {"evaluation": standard_artifacts.ModelEvaluation(), "blessing": standard_artifacts.ModelBlessing()}
-        for name, artifact in outputs.items():
-            artifact.uri = str(folder / name)
+    def run(lines, baseline=None, spec=SPEC, **other_inputs):
         models = {"model": [model_artifact(lines)]} | (
             {"baseline_model": [model_artifact(baseline)]} if baseline else {}
         )
-        context = base_beam_executor.BaseBeamExecutor.Context(
-            beam_pipeline_args=[],
-            tmp_dir=str(folder / "tmp"),
-            unique_id="1",
-        )
-        evaluator_executor.Executor(context).Do(
-            {**inputs, **models, **other_inputs},
-            {name: [artifact] for name, artifact in outputs.items()},
-            {
-                "eval_config": json_format.MessageToJson(
-                    eval_config.eval_config(SPEC, "hash of the code"), preserving_proto_field_name=True
-                ),
-                "example_splits": json.dumps(["test"]),
-                "module_path": "tfx_pipeline.evaluation.extractors",
-            },
-        )
-        blessed = os.path.exists(os.path.join(outputs["blessing"].uri, "BLESSED"))
-        assert blessed != os.path.exists(os.path.join(outputs["blessing"].uri, "NOT_BLESSED"))
-        return outputs["evaluation"].uri, blessed
+        return run_evaluator(spec, tmp_path_factory.mktemp("evaluation"), {**inputs, **models, **other_inputs})
 
     return run
+
+
+def run_evaluator(spec, folder, inputs):
+    """Runs TFX's Evaluator; returns the folder of what it measured, and whether the model is blessed."""
+    outputs = {"evaluation": standard_artifacts.ModelEvaluation(), "blessing": standard_artifacts.ModelBlessing()}
+    for name, artifact in outputs.items():
+        artifact.uri = str(folder / name)
+    context = base_beam_executor.BaseBeamExecutor.Context(
+        beam_pipeline_args=[],
+        tmp_dir=str(folder / "tmp"),
+        unique_id="1",
+    )
+    evaluator_executor.Executor(context).Do(
+        inputs,
+        {name: [artifact] for name, artifact in outputs.items()},
+        {
+            "eval_config": json_format.MessageToJson(
+                eval_config.eval_config(spec, "hash of the code"), preserving_proto_field_name=True
+            ),
+            "example_splits": json.dumps(["test"]),
+            "module_path": "tfx_pipeline.evaluation.extractors",
+        },
+    )
+    blessed = os.path.exists(os.path.join(outputs["blessing"].uri, "BLESSED"))
+    assert blessed != os.path.exists(os.path.join(outputs["blessing"].uri, "NOT_BLESSED"))
+    return outputs["evaluation"].uri, blessed
 
 
 GOOD = dict.fromkeys(TASKS, IDENTITY)
@@ -327,6 +348,73 @@ def test_nothing_to_evaluate_is_not_blessed(evaluate, tmp_path):
     assert not blessed
     assert [str(failure) for failure in eval_config.load_failures(path)] == [f"{t}: nothing to evaluate" for t in TASKS]
     assert eval_config.load_not_gated(path) == []
+
+
+def test_a_metric_of_ones_own_is_measured_and_gated(evaluate, requests):
+    """Named by its import path: nothing of the project knows it."""
+    precision, brier = "own_metrics:precision", "own_metrics:brier"
+    gate = Gate(metric=brier, maximum=0.25, tolerance=0.001, min_positives=50)
+    evaluation = SPEC.evaluation.model_copy(update={"metrics": ("auc", precision, brier), "gates": {"default": gate}})
+    spec = SPEC.model_copy(update={"evaluation": evaluation})
+    path, blessed = evaluate({**GOOD, "buy": INVERTED}, GOOD, spec=spec)
+    measured, rows = eval_config.load_metrics(path), list(candidates(requests))
+    for task, (slope, start) in {"open": IDENTITY, "buy": INVERTED, "share": IDENTITY}.items():
+        there = [row for row in rows if row[mask_key(task)]]
+        labels, scores, groups = (
+            np.array([row[key] for row in there]) for key in (label_key(task), f"p_{task}", "request")
+        )
+        scores = slope * scores + start
+        values = measured.candidate[()][task]
+        assert values[brier] == pytest.approx(reference.brier_score_loss(labels, scores), abs=1e-6)
+        assert values[precision] == pytest.approx(own_metrics.precision_of_first(labels, scores, groups), abs=0.01)
+    assert not blessed
+    failures = {(failure.task, failure.kind): failure for failure in eval_config.load_failures(path)}
+    assert set(failures) == {("buy", "value"), ("buy", "change")}
+    assert failures["buy", "value"].metric == brier and failures["buy", "value"].bound == 0.25
+    assert failures["buy", "change"].received == pytest.approx(measured.change[()]["buy"][brier]) and (
+        failures["buy", "change"].received > 0.001
+    )
+    assert [task.task for task in eval_config.load_not_gated(path)] == ["share"]
+    assert [gate.metric for gate in eval_config.load_gates(path)] == [brier] * 3
+
+
+# === The trainer's metrics and the Evaluator's ===
+
+
+@pytest.fixture(scope="module")
+@costly("pipeline")
+def exported_and_measured(small_plain, served, tmp_path_factory):
+    """What the Evaluator measures of an exported model, by task."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = standard_artifacts.Model()
+    model.uri = str(folder)
+    (folder / "Format-Serving").symlink_to(served.path)
+    requests = [decode(record.numpy()) for record in tf.data.TFRecordDataset(sorted(small_plain.raw["test"]), "GZIP")]
+    inputs = {
+        "model": [model],
+        "examples": [write_examples(folder / "examples", requests)],
+        "schema": [write_schema(folder / "schema", served.spec)],
+    }
+    path, _ = run_evaluator(served.spec, folder, inputs)
+    return eval_config.load_metrics(path).candidate[()]
+
+
+def test_the_trainer_measures_what_the_evaluator_does_where_requests_are_in_parts(
+    small_plain, served, exported_and_measured
+):
+    """A request above `max_candidates` is several examples, and one group of GAUC and NDCG."""
+    spec, files = served.spec, small_plain.transformed["test"]
+    examples = sum(1 for _ in tf.data.TFRecordDataset(files, "GZIP"))
+    rows = predict(spec, served.model, files)
+    assert exported_and_measured["save"]["group_count"] < examples, "some requests are in parts"
+    for task, measured in exported_and_measured.items():
+        for name in ("group_count", "one_class_groups", "example_count", "positive_count"):
+            assert ranking_metrics.compute(name, rows[task]) == measured[name], (task, name)
+        for name in spec.evaluation.metrics:
+            # scores differ in their last digits, and a pair that is nearly tied may swap
+            assert ranking_metrics.compute(name, rows[task]) == pytest.approx(measured[name], abs=1e-4), (task, name)
+    reported = evaluate_in_training(spec, served.model, files)
+    assert reported["save"]["gauc"] == ranking_metrics.compute("gauc", rows["save"])
 
 
 def test_configuration_follows_the_spec():

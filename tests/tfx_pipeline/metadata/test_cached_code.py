@@ -96,6 +96,26 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= changed(before, cache_keys(spec, tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("section, node", [("evaluation", "Evaluator"), ("training", "Trainer")])
+def test_an_edit_of_a_metric_of_ones_own_reaches_what_measures_it(tmp_path, monkeypatch, section, node):
+    metric = f"edited_for_{section}:mine"
+    changes = {
+        "evaluation": {"metrics": ["auc"], "gates": {"buy": {"metric": metric}}},
+        "training": {"early_stopping": {"task": "buy", "metric": metric}},
+    }
+    module = tmp_path / f"edited_for_{section}.py"
+    module.write_text(
+        "from onerank import Metric\n"
+        "mine = Metric('mine', 'higher', best=1.0, bound=0.0, function=lambda scores: scores.mean())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "own.yaml", **{section: changes[section]}))
+    before = cache_keys(spec, tmp_path)
+    module.write_text(module.read_text().replace("mean", "max"))
+    assert changed(before, cache_keys(spec, tmp_path)) == {node}
+
+
 CACHED_BY = {
     "tfx_pipeline.components.impression_example_gen": cached_code.EXAMPLE_GEN,
     "transform.features.preprocessing": cached_code.TRANSFORM,

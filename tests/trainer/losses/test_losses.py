@@ -83,6 +83,34 @@ def test_labels_that_are_not_there_change_nothing(columns, infonce):
     assert not expected[2][mask == 0].any()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_masked_may_be_no_number(columns, bad):
+    """The model may compute anything from padding: no loss and no gradient, not even the temperature's, sees it."""
+    logits, labels, mask = columns
+
+    def all_of(logits, labels):
+        loss_fn, logits = PointwiseLoss(tasks_of_weights(*[1.0] * K), 0.5, 0.2), tf.constant(logits)
+        loss_fn.build()
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses = loss_fn(logits, labels, mask)
+        gradients = tape.gradient(losses, [logits, loss_fn.log_temperature.value])
+        alone = (masked_bce(logits, labels, mask), masked_infonce(logits, labels, mask))
+        return [np.array(array) for array in (losses, *gradients, *alone)]
+
+    broken = [np.where(mask > 0, values, bad).astype("float32") for values in (logits, labels)]
+    for value, expected in zip(all_of(*broken), all_of(logits, labels), strict=True):
+        assert np.isfinite(value).all()
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("infonce", [0.0, 0.5])
+def test_a_score_that_is_no_number_where_a_label_is_there_shows(columns, infonce):
+    logits, labels, mask = columns
+    logits[tuple(np.argwhere(mask)[0])] = np.nan
+    assert not np.isfinite(value_and_gradient(logits, labels, mask, infonce=infonce)[0])
+
+
 @pytest.mark.parametrize("infonce", [0.0, 0.5])
 def test_padding_changes_nothing(columns, infonce):
     padded = [np.pad(column, [(0, 2), (0, 3), (0, 0)]) for column in columns]
@@ -132,6 +160,78 @@ def test_infonce_is_the_mean_over_requests_of_the_mean_over_their_positives(colu
     expected = by_hand(logits, labels, mask)
     assert (expected > 0).all()
     np.testing.assert_allclose(masked_infonce(*columns), expected, rtol=1e-5)
+
+
+def with_weights(logits, labels, weights):
+    """InfoNCE in loops, float64: others stand in a positive's softmax with their weights, itself at least whole."""
+    found = np.zeros(logits.shape[-1])
+    for k in range(logits.shape[-1]):
+        of_requests = []
+        for x, y, w in zip(logits[..., k].astype("float64"), labels[..., k], weights[..., k], strict=True):
+            if (w * y).sum() > 0 and (w * (1 - y)).sum() > 0:
+                losses = {}
+                for n in np.flatnonzero(y * w):
+                    own = np.where(np.arange(len(x)) == n, np.maximum(w, 1), w)
+                    losses[n] = -np.log(np.exp(x[n]) / (own * np.exp(x)).sum())
+                of_requests.append(np.average(list(losses.values()), weights=w[list(losses)]))
+        found[k] = np.mean(of_requests or [0.0])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_infonce_with_weights_is_the_same_in_numpy(seed):
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 3, (B, N, K)).astype("float32")
+    labels = random.integers(0, 2, (B, N, K)).astype("float32")
+    weights = random.choice([0, 1e-3, 0.1, 0.5, 0.99, 1, 2.5], (B, N, K)).astype("float32")
+    expected = with_weights(logits, labels, weights)
+    assert (expected > 0).any()
+    np.testing.assert_allclose(masked_infonce(logits, labels, weights), expected, rtol=1e-5)
+
+
+def test_infonce_is_not_below_zero_whatever_the_weights():
+    """A sure positive of a small weight: its share of the softmax is all, not more."""
+    random = np.random.default_rng(0)
+    weights = random.uniform(1e-6, 1, (500, N, K)).astype("float32")
+    labels = np.zeros_like(weights)
+    labels[:, 0] = 1
+    for scale in (1.0, 30.0):
+        logits = (scale * (labels + random.normal(0, 0.1, labels.shape))).astype("float32")
+        of_each = np.stack([masked_infonce(*(a[n : n + 1] for a in (logits, labels, weights))) for n in range(500)])
+        assert (of_each >= 0).all() and np.isfinite(of_each).all()
+    logits, labels, weights = (np.array([[[a], [b]]], "float32") for a, b in ((2, 0), (1, 0), (0.1, 0.5)))
+    expected = np.log(1 + 0.5 * np.exp(-2))
+    assert masked_infonce(logits, labels, weights).numpy()[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "size"), [(0.25, 3), (1 / 3, 2), (0.7, 2)])
+def test_the_gradient_of_infonce_with_weights_is_its_slope(weight, size):
+    logits, labels = np.zeros((1, size, 1), "float32"), np.eye(1, size, dtype="float32")[..., None]
+    weights = np.full((1, size, 1), weight, "float32")
+    given = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        value = masked_infonce(given, labels, weights)
+    around = (with_weights(logits + step * labels, labels, weights)[0] for step in (1e-4, -1e-4))
+    assert tape.gradient(value, given).numpy()[0, 0, 0] == pytest.approx(np.subtract(*around) / 2e-4, rel=1e-4)
+
+
+def test_infonce_of_whole_weights_is_to_the_last_digit_what_it_was(columns):
+    logits, labels, mask = columns
+    with tf.GradientTape() as tape:
+        given = tf.constant(logits)
+        tape.watch(given)
+        value = masked_infonce(given, labels, mask)
+    with tf.GradientTape() as plain_tape:
+        again = tf.constant(logits)
+        plain_tape.watch(again)
+        plain = tf.reduce_logsumexp(tf.where(mask > 0, again, -1e9), axis=1, keepdims=True) - again
+        positives = tf.reduce_sum(labels * mask, axis=1)
+        counts = tf.cast((positives > 0) & (tf.reduce_sum((1 - labels) * mask, axis=1) > 0), "float32")
+        of_request = tf.reduce_sum(tf.where(mask > 0, plain, 0.0) * labels * mask, axis=1) / tf.maximum(positives, 1)
+        expected = tf.reduce_sum(of_request * counts, axis=0) / tf.maximum(tf.reduce_sum(counts, axis=0), 1)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(tape.gradient(value, given), plain_tape.gradient(expected, again))
 
 
 def test_infonce_is_softmax_cross_entropy(columns):

@@ -1,11 +1,14 @@
 import math
 
 import numpy as np
+import own_metrics
 import pytest
 from sklearn import metrics as reference
 
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
+from transform.errors import DataError, SpecError
+from transform.spec.metric_table import METRICS, find_metric
 
 
 def random_rows(seed, rows=400, groups=60, levels=6):
@@ -148,6 +151,23 @@ def test_a_score_that_is_not_finite_makes_everything_nan_unless_it_is_masked(nam
     assert math.isnan(ranking_metrics.compute(name, Rows.observed(labels, scores, groups, weights)))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_a_weight_that_is_no_weight_is_rejected_with_its_row(bad):
+    """Dropped, its row would be missing from the metrics, and nobody would know."""
+    labels, scores, groups, weights = random_rows(3)
+    weights[17] = bad
+    weighted = {
+        "rows": lambda: Rows.observed(labels, scores, groups, weights),
+        "auc": lambda: ranking_metrics.auc(labels, scores, weights),
+        "ndcg": lambda: ranking_metrics.ndcg(labels, scores, groups, 3, weights),
+        "group_count": lambda: ranking_metrics.group_count(groups, weights),
+    }
+    for name, compute in weighted.items():
+        with pytest.raises(DataError, match=rf"from 0 on are expected. Received: {bad} in row 17. Give") as error:
+            compute()
+        assert "\n" not in str(error.value), name
+
+
 @pytest.mark.parametrize("labels", [[], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
 def test_undefined_metrics_are_nan(labels):
     rows = Rows.observed(labels, np.linspace(0.2, 0.8, len(labels)), np.zeros(len(labels)), None)
@@ -177,8 +197,44 @@ def test_concatenated_rows_are_all_rows():
         assert ranking_metrics.compute(name, Rows.concatenate(halves)) == ranking_metrics.compute(name, whole)
 
 
-def test_directions_and_unknown_names():
-    assert ranking_metrics.higher_is_better("ndcg@5") and ranking_metrics.best_value("auc") == 1.0
-    assert not ranking_metrics.higher_is_better("normalized_entropy") and ranking_metrics.best_value("log_loss") == 0.0
-    with pytest.raises(ValueError, match="Known: ndcg@k, auc"):
-        ranking_metrics.compute("ndcg@0", Rows.observed([1], [0.5], [0], None))
+# === By name ===
+
+
+def test_every_row_of_the_table_has_a_function_and_every_function_a_row():
+    assert sorted(ranking_metrics._FUNCTIONS) == sorted(row.name for row in METRICS)
+    rows = Rows.observed(*random_rows(2))
+    for row in METRICS:
+        value = ranking_metrics.compute(row.name.replace("@k", "@3"), rows)
+        assert isinstance(value, float) and math.isfinite(value)
+    with pytest.raises(SpecError, match="metric: a metric is expected: auc, gauc"):
+        ranking_metrics.compute("ndcg@0", rows)
+
+
+def test_the_best_value_of_a_row_is_that_of_a_perfect_model():
+    labels, _, groups, weights = random_rows(1)
+    perfect = Rows.observed(labels, labels, groups, weights)
+    for row in METRICS:
+        if row.has_direction:
+            name = row.name.replace("@k", "@3")
+            assert ranking_metrics.compute(name, perfect) == pytest.approx(find_metric(name).best, abs=1e-5), name
+
+
+def test_a_metric_of_ones_own_gets_the_columns_that_it_asks_for():
+    labels, scores, groups, weights = random_rows(5)
+    rows = Rows.observed(labels, scores, groups, weights * 2.5)
+    brier = reference.brier_score_loss(rows.labels, rows.scores, sample_weight=rows.weights)
+    assert ranking_metrics.compute("own_metrics:brier", rows) == pytest.approx(brier)
+    assert ranking_metrics.compute("own_metrics:precision", rows) == own_metrics.precision_of_first(
+        rows.labels, rows.scores, rows.groups
+    )
+    assert type(ranking_metrics.compute("own_metrics:mean_score", rows)) is float
+
+
+def test_a_metric_of_ones_own_is_not_asked_what_has_no_answer():
+    for rows in (Rows.observed([], [], [], None), Rows.observed([1, 0], [np.nan, 0.5], [0, 0], None)):
+        assert math.isnan(ranking_metrics.compute("own_metrics:brier", rows))
+
+
+def test_a_metric_that_returns_no_number_says_so():
+    with pytest.raises(SpecError, match="metric `own_metrics:talkative`: a number is expected of its function. .* str"):
+        ranking_metrics.compute("own_metrics:talkative", Rows.observed([1], [0.5], [0], None))

@@ -111,7 +111,7 @@ def test_mistakes_name_the_place_and_the_cure(importable, model, message):
 
 def test_a_module_that_fails_says_how(importable):
     (importable / "broken.py").write_text("import no_such_library\n")
-    with pytest.raises(SpecError, match="import fails with ModuleNotFoundError: No module named 'no_such_library'"):
+    with pytest.raises(SpecError, match="Received: `broken`, ModuleNotFoundError: No module named 'no_such_library'"):
         find_model(Model(name="broken:My"))
 
 
