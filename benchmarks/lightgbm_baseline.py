@@ -41,8 +41,8 @@ from tfx_pipeline.evaluation.eval_config import load_metrics
 from tfx_pipeline.metadata.runs import ComponentRun, RunReader
 from trainer.metrics import ranking_metrics
 from transform.errors import PipelineError, UserError
+from transform.feature_types.time import FIRST_MONDAY_MS, PERIODS_MS
 from transform.features import request_example
-from transform.features.preprocessing import FIRST_MONDAY_MS, PERIODS_MS
 from transform.ingest.beam_requests import SPLITS
 from transform.spec.ranking_spec import RankingSpec
 
@@ -207,19 +207,13 @@ def read_rows(spec: RankingSpec, folder: str) -> Candidates:
             labels[task] += request[request_example.label_key(task)]
             masks[task] += request[request_example.mask_key(task)]
         for group, feature in spec.feature_groups():
-            column = request[feature.name]
-            if feature.type == "categorical_set":
-                column = _sets(column, request[request_example.length_key(feature.name)])
+            column = feature.decode(request)
             values[feature.name] += column if group == "candidate" else column * count
     return Candidates(values, _arrays(labels), _arrays(masks), np.array(requests))
 
 
 def _arrays(columns: dict[str, list[float]]) -> dict[str, np.ndarray]:
     return {name: np.array(column) for name, column in columns.items()}
-
-
-def _sets(flat: list[str], lengths: list[int]) -> list[list[str]]:
-    return [flat[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
 # === Features as columns ===

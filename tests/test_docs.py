@@ -25,7 +25,7 @@ WHOLE = {key: field.examples[0] for key, field in RankingSpec.model_fields.items
 KEYS = [
     (paths, key, field)
     for paths, section in make_spec_reference.sections(RankingSpec)
-    for key, field in section.model_fields.items()
+    for key, field in section.known_fields().items()
 ]
 EXCLUDES = {"id": "group_by"}
 
@@ -105,7 +105,7 @@ def contents_with(content, path, section, example):
     if not rest:
         yield {**content, name: example}
         return
-    field = section.model_fields[name]
+    field = section.known_fields()[name]
     (inner,) = {cls for _, cls in make_spec_reference.inner_sections(field.annotation)}
     for value in [content[name]] if name in content else field.examples:
         if key.endswith("[]"):
@@ -146,7 +146,7 @@ def texts_of_the_code():
     texts, of_mistakes = set(), set()
     for package in ("onerank", "transform", "trainer", "serving", "tfx_pipeline"):
         for path in (ROOT / package).rglob("*.py"):
-            tree, is_spec = ast.parse(path.read_text()), path.parent.name == "spec"
+            tree, is_spec = ast.parse(path.read_text()), path.parent.name in ("spec", "feature_types")
             docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):
                 if id(node) not in docstrings:

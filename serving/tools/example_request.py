@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
@@ -115,14 +115,11 @@ def client_request(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[
     single: dict[str, dict[str, Any]] = {"user": {}, "context": {}}
     columns: dict[str, list[Any]] = {}
     for group, feature in spec.feature_groups():
-        values = request.get(feature.name, [])
-        if group != "candidate":
-            single[group][feature.name] = _plain(values[0]) if values else None
-        elif feature.type == "categorical_set":
-            starts = list(accumulate(request.get(request_example.length_key(feature.name), [0] * n), initial=0))
-            columns[feature.name] = [values[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        values = feature.decode(request)
+        if group == "candidate":
+            columns[feature.name] = values
         else:
-            columns[feature.name] = [_plain(value) for value in values]
+            single[group][feature.name] = _plain(values[0]) if values else None
     sequences = {}
     for sequence in spec.sequences:
         parts = (*sequence.features, *sequence.feedback)

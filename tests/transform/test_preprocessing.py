@@ -14,16 +14,14 @@ from tfx_bsl.tfxio import tf_example_record
 from toy_requests import toy_spec
 
 from transform.errors import DataError
+from transform.feature_types.categorical import LARGEST_VOCABULARY
 from transform.features import request_example
 from transform.features.batching import LabelCounts, count_labels, count_requests, request_batches
 from transform.features.dataset import parse_transformed, to_batch, to_targets, transformed_dtypes
 from transform.features.model_inputs import (
-    LARGEST_VOCABULARY,
     ModelInputs,
     columns,
-    oov_buckets,
     table_rows,
-    vocabularies,
 )
 from transform.features.preprocessing import make_preprocessing_fn
 from transform.spec.ranking_spec import RankingSpec
@@ -613,7 +611,6 @@ def test_oov_buckets_are_what_one_of_the_features_asks_for(settings, expected):
         for place, asked in enumerate(settings)
     }
     for spec in (toy_spec(changes), RankingSpec.parse(toy_spec(changes).to_json())):
-        assert oov_buckets(vocabularies(spec)["shared"]) == expected
         assert table_rows(spec, lambda name: 10)["shared"] == 11 + expected
 
 

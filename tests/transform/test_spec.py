@@ -248,7 +248,7 @@ BROKEN = {
     ),
     "hashed and learned": (
         {"features.candidate.1.vocabulary": {"hash_buckets": 9, "top_k": 3}},
-        ["`genre`.vocabulary", "either `hash_buckets`, or", "Remove one"],
+        ["features.candidate[1].vocabulary", "either `hash_buckets`, or", "Remove one"],
     ),
     "one bucket": ({"features.candidate.1.vocabulary": {"hash_buckets": 1}}, ["hash_buckets", "greater than", "1"]),
     "vocabulary of a number": (
@@ -358,7 +358,7 @@ BROKEN = {
     ),
     "set of a user": (
         {"features.user.0.type": "categorical_set"},
-        ["features.user `country`", "`categorical` or `numeric` is expected", "Received: `categorical_set`"],
+        ["features.user `country`", "`categorical`, `numeric` or `time` is expected", "Received: `categorical_set`"],
     ),
     "pick of a candidate": (
         {"features.candidate.0.pick": "first"},

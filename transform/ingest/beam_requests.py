@@ -13,13 +13,13 @@ import apache_beam as beam
 import tensorflow as tf
 
 from transform.errors import DataError
+from transform.feature_types.time import parse_time
 from transform.features import request_example
 from transform.ingest.aggregates.beam_join import COUNTS, EVENTS, AddAggregates
 from transform.ingest.aggregates.counter import EventCounter
 from transform.ingest.request_builder import SCORING_SPLIT, RequestBuilder
 from transform.ingest.sources import Sources, resolve_sources
 from transform.ingest.tables import Row, read_rows
-from transform.ingest.values import parse_time
 from transform.spec.data_sections import SPLITS
 from transform.spec.ranking_spec import RankingSpec
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import timezone, tzinfo
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator
 
-from transform.spec.data_sections import Feature, Name, Section
+from transform.feature_types.aggregate import AggregateFeature
+from transform.feature_types.base import feature_types, one_of
+from transform.section import Name, Section
 
 if TYPE_CHECKING:
     from transform.spec.ranking_spec import RankingSpec
@@ -67,30 +69,6 @@ class Aggregate(Section):
         return values
 
 
-class AggregateFeature(Feature):
-    """One number that follows from a block of `aggregates`: a numeric feature of request examples.
-
-    Attributes:
-        key: tuple of str. The parts of the key.
-        task: str.
-        window: str.
-        statistic: str. `rate`: the smoothed share of positives, NaN when the task has no label before the request's
-            day. `count`: the observed labels.
-        smoothing: float. Pseudo-observations at the task's overall rate.
-    """
-
-    key: tuple[str, ...]
-    task: str
-    window: str
-    statistic: Literal["rate", "count"]
-    smoothing: float
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """Log-odds or a logarithm, and quantile buckets."""
-        return ("logit_z" if self.statistic == "rate" else "log_z", "quantiles")
-
-
 def aggregate_features(spec: RankingSpec) -> Iterator[tuple[int, str, AggregateFeature]]:
     """The counting features of a spec in the order of the file: the block's index, the group, the feature.
 
@@ -136,9 +114,10 @@ def aggregate_problems(spec: RankingSpec) -> Iterator[str]:
     """What the blocks refer to and do not find, each with its cure."""
     features = {feature.name: feature for _, feature in spec.declared_features()}
     columns = [column for column in (spec.user_key, spec.item_key) if column]
-    known = [name for name, feature in features.items() if feature.type == "categorical"]
+    known = [name for name, feature in features.items() if feature.aggregate_key]
     known += [column for column in columns if column not in features]
     kinds = {**{name: f"a {f.type} feature" for name, f in features.items()}, **dict.fromkeys(columns, "a key column")}
+    types = one_of(name for name, cls in feature_types().items() if cls.aggregate_key)
     kinds.update({sequence.name: "a sequence" for sequence in spec.sequences})
     for i, block in enumerate(spec.aggregates):
         for j, key in enumerate(block.keys):
@@ -146,7 +125,7 @@ def aggregate_problems(spec: RankingSpec) -> Iterator[str]:
                 if part not in known:
                     what = f"`{part}`, {kinds[part]}" if part in kinds else f"`{part}`"
                     yield (
-                        f"aggregates[{i}].keys[{j}]: a single-valued categorical feature, or the key column of user or "
+                        f"aggregates[{i}].keys[{j}]: a single-valued {types} feature, or the key column of user or "
                         f"item, is expected. Received: {what}. Known: {', '.join(known) or 'none'}."
                     )
         for task in block.tasks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -15,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from transform.spec.data_sections import Name, Section
+from transform.section import Name, Section
 
 
 class Loss(Section):
@@ -27,10 +26,10 @@ class Loss(Section):
     """Where InfoNCE's temperatures start; they are learned, one a task."""
 
 
-class Model(BaseModel):
+class Model(Section):
     """The model. All other keys are its settings, which it checks itself."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     name: Name = Field("onerank", examples=["din"])
     """Which model, by the name it is registered with."""

@@ -13,8 +13,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from transform.errors import SpecError
+from transform.feature_types.aggregate import AggregateFeature
+from transform.feature_types.base import Feature
+from transform.section import NAME_PATTERN, Name, Section
 from transform.spec import data_sections as sections
-from transform.spec.aggregates import Aggregate, AggregateFeature, aggregate_features
+from transform.spec.aggregates import Aggregate, aggregate_features
 from transform.spec.model_sections import Evaluation, Model, Serving, Training
 from transform.spec.references import broken_references
 from transform.spec.score_formula import parse_score
@@ -41,13 +44,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-class RankingSpec(sections.Section):
+class RankingSpec(Section):
     """A ranking problem: data, requests, splits, tasks, features, and how to model and judge it.
 
     Frozen. Read it with `RankingSpec.load(path)`, which turns every mistake in the file into one `SpecError`.
     """
 
-    name: sections.Name = Field(examples=["kuairand"])
+    name: Name = Field(examples=["kuairand"])
     """The problem's name: that of the pipeline, and of the folder that models are pushed to."""
     data: sections.Data = Field(
         examples=[
@@ -216,20 +219,20 @@ class RankingSpec(sections.Section):
         names = [f.name for f in self.features.candidate if f.source_column == self.item_key]
         return names[0] if names else None
 
-    def declared_features(self) -> Iterator[tuple[str, sections.Feature]]:
+    def declared_features(self) -> Iterator[tuple[str, Feature]]:
         """The features of the section `features`, with the name of their group: what columns hold."""
         for group in ("user", "context", "candidate"):
             for feature in getattr(self.features, group):
                 yield group, feature
 
-    def feature_groups(self) -> Iterator[tuple[str, sections.Feature]]:
+    def feature_groups(self) -> Iterator[tuple[str, Feature]]:
         """All features with the name of their group; in each, counting features follow those of the file."""
         derived = [(group, feature) for _, group, feature in aggregate_features(self)]
         for group in ("user", "context", "candidate"):
             yield from ((group, feature) for feature in getattr(self.features, group))
             yield from (pair for pair in derived if pair[0] == group)
 
-    def candidate_features(self) -> list[sections.Feature]:
+    def candidate_features(self) -> list[Feature]:
         """The features of candidates, in the order of `feature_groups`."""
         return [feature for group, feature in self.feature_groups() if group == "candidate"]
 
@@ -267,7 +270,7 @@ def _describe(origin: str, problem: Any) -> str:
         return f"{origin}: {path}: a value is expected. Received: nothing. {cure}"
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
-        is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
+        is_name = problem["ctx"]["pattern"] == NAME_PATTERN
         text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else _METRICS_EXPECTED
     elif kind == "tuple_type":
         text = "a list is expected, as [a, b]"
@@ -296,18 +299,18 @@ def _short(value: Any) -> str:
 
 def _known_keys(location: list[str | int]) -> list[str]:
     """The keys of the section at a place in the file."""
-    annotation: Any = RankingSpec
+    annotation: type[Section] | None = RankingSpec
     for part in location:
         if isinstance(part, int):
             continue
-        fields = getattr(annotation, "model_fields", {})
+        fields = annotation.known_fields() if annotation else {}
         annotation = _section_class(fields[part].annotation) if part in fields else annotation
-    return sorted(getattr(annotation, "model_fields", {}))
+    return sorted(annotation.known_fields()) if annotation else []
 
 
-def _section_class(annotation: Any) -> Any:
+def _section_class(annotation: Any) -> type[Section] | None:
     """The section class inside an annotation such as `tuple[Task, ...]` or `Past | None`."""
-    if hasattr(annotation, "model_fields"):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     inner = [_section_class(part) for part in getattr(annotation, "__args__", ())]
     return next((part for part in inner if part is not None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from transform.feature_types.base import feature_types, one_of
 from transform.spec.aggregates import aggregate_features, aggregate_problems, carried_columns
 
 if TYPE_CHECKING:
@@ -44,14 +45,12 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
     for i, sequence in enumerate(spec.sequences):
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
-    derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.declared_features() if "set" in f.type]
     for _, feature in spec.declared_features():
-        if feature.type == "time":
-            in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
-            names = [prefix + name for prefix in ["", *in_sequences] for name in feature.column_names]
-            derived += [(f"feature `{feature.name}`", name) for name in names]
+        in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
+        names = [prefix + name for prefix in ["", *in_sequences] for name in feature.derived_names()]
+        derived += [(f"feature `{feature.name}`", name) for name in names]
     for i, _, counting in aggregate_features(spec):
-        derived += [(f"aggregates[{i}]", name) for name in counting.column_names]
+        derived += [(f"aggregates[{i}]", name) for name in (counting.name, *counting.derived_names())]
     for i, feature in enumerate(spec.features.context):
         if feature.name.startswith(RESERVED_FOR_CONTEXT):
             yield (
@@ -105,27 +104,18 @@ def _feature_problems(spec: RankingSpec) -> Iterator[str]:
                 f"{place}: an input known before the impression is expected. Received: column "
                 f"`{feature.source_column}`, {outcomes[feature.source_column]}. Remove the feature: it would leak."
             )
-        if feature.type == "categorical_set" and group != "candidate":
-            yield f"{place}: type `categorical` or `numeric` is expected here. Received: `categorical_set`."
+        if not feature.single_valued and group != "candidate":
+            known = [f"`{name}`" for name, cls in feature_types().items() if cls.single_valued]
+            yield f"{place}: type {one_of(known)} is expected here. Received: `{feature.type}`."
         if feature.pick and group == "candidate":
             yield f"{place}: `pick` belongs to user and context features. Remove it."
-        if feature.type in ("categorical", "categorical_set"):
-            table = feature.vocabulary_name
-            asked = {"dim": feature.dim}
-            if feature.vocabulary:
-                asked.update({key: getattr(feature.vocabulary, key) for key in feature.vocabulary.model_fields_set})
-            if asked.get("hash_buckets") and asked.keys() & {"top_k", "min_frequency", "oov"}:
+        for (table, key), value in feature.shared_settings().items():
+            first, expected = settings.setdefault((table, key), (feature.name, value))
+            if value != expected:
                 yield (
-                    f"{place}.vocabulary: either `hash_buckets`, or a learned vocabulary with `top_k`, `min_frequency` "
-                    "and `oov`, is expected. Received: both. Remove one."
+                    f"{place}: features that share vocabulary `{table}` need one {key}. Received: {value}, "
+                    f"but {expected} in `{first}`. Make them equal."
                 )
-            for key in [key for key in ("dim", "top_k", "min_frequency", "oov", "hash_buckets") if key in asked]:
-                first, value = settings.setdefault((table, key), (feature.name, asked[key]))
-                if value != asked[key]:
-                    yield (
-                        f"{place}: features that share vocabulary `{table}` need one {key}. Received: {asked[key]}, "
-                        f"but {value} in `{first}`. Make them equal."
-                    )
 
 
 def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
@@ -137,7 +127,7 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
         for name in sequence.features:
             if name not in candidates:
                 yield _unknown(f"sequences[{i}].features", "a candidate feature", name, candidates)
-            elif candidates[name].type == "categorical_set":
+            elif not candidates[name].single_valued:
                 yield f"sequences[{i}].features: single-valued features are expected. Received: `{name}`, a set."
         for key, value in [("feedback", name) for name in sequence.feedback] + [("where", sequence.where)]:
             if value is not None and value not in tasks:
@@ -163,11 +153,12 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
 
 
 def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
-    single = [f.name for _, f in spec.feature_groups() if f.type in ("categorical", "numeric")]
+    sliceable = [f.name for _, f in spec.feature_groups() if f.sliceable]
+    what = f"a {one_of(name for name, cls in feature_types().items() if cls.sliceable)} feature"
     for i, names in enumerate(spec.evaluation.slices):
         for name in names:
-            if name not in single:
-                yield _unknown(f"evaluation.slices[{i}]", "a categorical or numeric feature", name, single)
+            if name not in sliceable:
+                yield _unknown(f"evaluation.slices[{i}]", what, name, sliceable)
     for name in spec.evaluation.gates:
         if name not in (*spec.task_names, "default"):
             yield _unknown(f"evaluation.gates.{name}", "a task (or `default`)", name, spec.task_names)
