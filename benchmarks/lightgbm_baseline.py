@@ -34,7 +34,7 @@ from rich.table import Table
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation.eval_config import load_metrics
@@ -44,6 +44,7 @@ from transform.errors import PipelineError, UserError
 from transform.feature_types.time import FIRST_MONDAY_MS, PERIODS_MS
 from transform.features import request_example
 from transform.ingest.beam_requests import SPLITS
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc", "normalized_entropy")
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tf.get_logger().setLevel("ERROR")  # TFMA reads its results in a deprecated way
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        report = benchmark(RankingSpec.load(arguments.spec), arguments.output, arguments.threads, console)
+        report = benchmark(load_spec(arguments.spec), arguments.output, arguments.threads, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -163,7 +164,7 @@ def find_run(spec: RankingSpec, output: str) -> dict[str, ComponentRun]:
                 f"--output: a finished pipeline run of `{spec.name}` is expected. Received: `{output}`, "
                 f"where the newest run has no finished {node}. Run the pipeline with this spec and this folder first."
             )
-    trained = load_spec(path_utils.serving_model_path(run["Trainer"].output("model").uri))
+    trained = load_exported_spec(path_utils.serving_model_path(run["Trainer"].output("model").uri))
     if trained.data_part().to_json() != spec.data_part().to_json():
         raise PipelineError(
             f"--spec: the spec of the newest run in `{output}` is expected. Received: one whose data, features, "

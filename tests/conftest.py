@@ -22,6 +22,7 @@ import keras
 import pytest
 import small_problem
 
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 TIERS = ("slow", "server", "pipeline")
@@ -152,7 +153,7 @@ def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
     from transform.ingest.prepare import prepare
 
     def prepared_in(folder: Path) -> Any:
-        return prepare(RankingSpec.load(folder / "small.yaml"), folder / "data", folder)
+        return prepare(load_spec(folder / "small.yaml"), folder / "data", folder)
 
     def make(folder: Path) -> None:
         small_problem.write_data(folder / "data")

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.export.exporter import load_spec, newest_version
+from serving.export.exporter import load_exported_spec, newest_version
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RANK, SERVING_DEFAULT
 from transform.errors import DataError, reports_user_errors
@@ -77,7 +77,7 @@ def write_requests(model: str, files: Sequence[str], path: str) -> tuple[str, st
         DataError: when there is no model or no example, or the files can't be written.
     """
     version = newest_version(model)
-    spec = load_spec(version)
+    spec = load_exported_spec(version)
     found = _examples(files) if files else _of_warmup(os.path.join(version, ASSETS_EXTRA, WARMUP_FILE))
     request = max(
         islice(found, LOOKED_AT), key=lambda request: request[request_example.CANDIDATE_COUNT][0], default=None

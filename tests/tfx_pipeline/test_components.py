@@ -35,12 +35,13 @@ from transform.features.request_example import raw_schema
 from transform.ingest.check_counts import check_counts
 from transform.source_hash import source_files
 from transform.spec.data_sections import Task
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RankingSpec:
-    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    return load_spec(small_problem.write_spec(tmp_path / "small.yaml"))
 
 
 def model_artifact(folder: Path, number: int, spec: RankingSpec) -> standard_artifacts.Model:
@@ -277,7 +278,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 @pytest.mark.slow
 def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
     def after(**changes):
-        return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
+        return load_spec(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
 
     before = cache_keys(spec, tmp_path)
     assert changed(before, cache_keys(after(), tmp_path)) == set()

@@ -23,9 +23,9 @@ from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
 from transform.errors import DataError
 from transform.features.request_example import CANDIDATE_COUNT, REQUEST_ID, encode, label_key, mask_key, raw_schema
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
-SPEC = RankingSpec.parse("""
+SPEC = parse_spec("""
 name: toy
 data: {impressions: {files: [log.csv]}, tables: {user: {key: user}, item: {key: item}}}
 request: {id: request, time: time}

@@ -20,7 +20,7 @@ from transform.features import request_example
 from transform.features.dataset import to_batch
 from transform.features.model_inputs import Column, columns, table_rows
 from transform.features.preprocessing import make_preprocessing_fn
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 SPEC = yaml.safe_load("""
 name: flags
@@ -90,7 +90,7 @@ def flag(monkeypatch):
 
 
 def flag_spec(changes=None):
-    return RankingSpec.parse(yaml.safe_dump(edited(SPEC, changes or {})))
+    return parse_spec(yaml.safe_dump(edited(SPEC, changes or {})))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_spec_reads_a_new_type_with_its_options_and_writes_them():
     spec = flag_spec()
     assert [feature.truth for _, feature in spec.feature_groups() if feature.type == "flag"] == ["yes", "true"]
     assert '"truth": "yes"' in spec.to_json()
-    assert RankingSpec.parse(spec.to_json()) == spec
+    assert parse_spec(spec.to_json()) == spec
     assert flag_spec({"features.user.0.truth": "no"}).data_part().to_json() != spec.data_part().to_json()
 
 
@@ -201,8 +201,8 @@ def test_warm_up_and_example_requests_hold_a_new_type(requests):
 def test_reading_a_spec_needs_no_tensorflow():
     heavy = {"tensorflow", "tensorflow_transform", "apache_beam", "keras"}
     program = (
-        "import sys; from transform.spec.ranking_spec import RankingSpec; "
-        f"RankingSpec.load('data/kuairand_mini.yaml'); print(*({heavy} & set(sys.modules)))"
+        "import sys; from transform.spec.loading import load_spec, parse_spec; "
+        f"load_spec('data/kuairand_mini.yaml'); print(*({heavy} & set(sys.modules)))"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)

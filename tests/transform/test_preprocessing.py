@@ -24,10 +24,10 @@ from transform.features.model_inputs import (
     table_rows,
 )
 from transform.features.preprocessing import make_preprocessing_fn
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 NAN = math.nan
-SPEC = RankingSpec.parse("""
+SPEC = parse_spec("""
 name: toy
 data: {impressions: {files: [log.csv]}, tables: {user: {key: user}, item: {key: item}}}
 request: {id: request, time: time}
@@ -610,7 +610,7 @@ def test_oov_buckets_are_what_one_of_the_features_asks_for(settings, expected):
         f"features.candidate.{place}.vocabulary": {"name": "shared", **(asked or {})}
         for place, asked in enumerate(settings)
     }
-    for spec in (toy_spec(changes), RankingSpec.parse(toy_spec(changes).to_json())):
+    for spec in (toy_spec(changes), parse_spec(toy_spec(changes).to_json())):
         assert table_rows(spec, lambda name: 10)["shared"] == 11 + expected
 
 

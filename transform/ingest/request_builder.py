@@ -20,7 +20,6 @@ from transform.ingest.sources import Sources
 from transform.ingest.tables import Row
 from transform.ingest.values import MISSING, parse_label, parse_weight
 from transform.list_text import split_list
-from transform.spec.aggregates import carried_columns
 from transform.spec.data_sections import Sequence
 from transform.spec.ranking_spec import RankingSpec
 
@@ -64,7 +63,7 @@ class RequestBuilder:
             "request": [f for group, f in spec.declared_features() if group != "candidate"],
             "candidate": list(spec.features.candidate),
         }
-        self._carried = carried_columns(spec)
+        self._carried = spec.carried_columns()
         numeric_split = isinstance(spec.split.train[0], int)
         self._split_value: Callable[[str], Any] = int if numeric_split else str
         # A weight that undoes down-sampling tells the label.

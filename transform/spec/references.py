@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transform.feature_types.base import feature_types, one_of
-from transform.spec.aggregates import aggregate_features, aggregate_problems, carried_columns
-
-if TYPE_CHECKING:
-    from transform.spec.ranking_spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 RESERVED_NAMES = frozenset(
     {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
@@ -25,7 +22,7 @@ def broken_references(spec: RankingSpec) -> Iterator[str]:
     yield from _task_problems(spec)
     yield from _feature_problems(spec)
     yield from _sequence_problems(spec)
-    yield from aggregate_problems(spec)
+    yield from _aggregate_problems(spec)
     yield from _evaluation_problems(spec)
     yield from _serving_problems(spec)
 
@@ -40,7 +37,7 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
     for group in ("user", "context", "candidate"):
         named += [(f"features.{group}[{i}]", f.name) for i, f in enumerate(getattr(spec.features, group))]
     named += [(f"sequences[{i}]", sequence.name) for i, sequence in enumerate(spec.sequences)]
-    named += [("aggregates", column) for column in carried_columns(spec)]
+    named += [("aggregates", column) for column in spec.carried_columns()]
     derived = []
     for i, sequence in enumerate(spec.sequences):
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
@@ -49,7 +46,7 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
         names = [prefix + name for prefix in ["", *in_sequences] for name in feature.derived_names()]
         derived += [(f"feature `{feature.name}`", name) for name in names]
-    for i, _, counting in aggregate_features(spec):
+    for i, _, counting in spec.aggregate_features():
         derived += [(f"aggregates[{i}]", name) for name in (counting.name, *counting.derived_names())]
     for i, feature in enumerate(spec.features.context):
         if feature.name.startswith(RESERVED_FOR_CONTEXT):
@@ -150,6 +147,35 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
     for task in past.feedback:
         if task not in tasks:
             yield _unknown("data.past.feedback", "a task", task, tasks)
+
+
+def _aggregate_problems(spec: RankingSpec) -> Iterator[str]:
+    """What the blocks refer to and do not find, each with its cure."""
+    features = {feature.name: feature for _, feature in spec.declared_features()}
+    columns = [column for column in (spec.user_key, spec.item_key) if column]
+    known = [name for name, feature in features.items() if feature.aggregate_key]
+    known += [column for column in columns if column not in features]
+    kinds = {**{name: f"a {f.type} feature" for name, f in features.items()}, **dict.fromkeys(columns, "a key column")}
+    types = one_of(name for name, cls in feature_types().items() if cls.aggregate_key)
+    kinds.update({sequence.name: "a sequence" for sequence in spec.sequences})
+    for i, block in enumerate(spec.aggregates):
+        for j, key in enumerate(block.keys):
+            for part in key:
+                if part not in known:
+                    what = f"`{part}`, {kinds[part]}" if part in kinds else f"`{part}`"
+                    yield (
+                        f"aggregates[{i}].keys[{j}]: a single-valued {types} feature, or the key column of user or "
+                        f"item, is expected. Received: {what}. Known: {', '.join(known) or 'none'}."
+                    )
+        for task in block.tasks:
+            if task not in spec.task_names:
+                names = ", ".join(spec.task_names)
+                yield f"aggregates[{i}].tasks: the name of a task is expected. Received: `{task}`. Known: {names}."
+        if block.timezone != spec.aggregates[0].timezone:
+            yield (
+                f"aggregates[{i}].timezone: one time zone in all blocks is expected, as a day is the same for all. "
+                f"Received: `{block.timezone}`, but `{spec.aggregates[0].timezone}` in aggregates[0]. Make them equal."
+            )
 
 
 def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
