@@ -17,7 +17,8 @@ from trainer.heads.registry import HEADS
 from trainer.losses.registry import LOSSES
 from trainer.models.registry import MODELS, takes_head
 from trainer.registry import Registry
-from transform.spec.data_sections import NAME_PATTERN
+from transform.feature_types.base import Feature, feature_types
+from transform.section import NAME_PATTERN, Section
 from transform.spec.metric_table import METRIC_PATTERN, METRICS
 from transform.spec.model_sections import COMPONENT_PATTERN
 from transform.spec.ranking_spec import RankingSpec
@@ -84,15 +85,17 @@ def page() -> str:
             parts += [_component(paths[0], name, cls, registry) for name, cls in registry.classes().items()]
         if paths[0] == "evaluation":
             parts.append(_metrics())
+        if cls is Feature:
+            parts += [_feature_type(name, feature_type, places) for name, feature_type in feature_types().items()]
     return "".join(parts).rstrip() + "\n"
 
 
-def sections(root: type[BaseModel]) -> list[tuple[list[str], type[BaseModel]]]:
+def sections(root: type[Section]) -> list[tuple[list[str], type[Section]]]:
     """The sections of a file in its order, each with all paths that lead to it; that of the root is empty."""
-    found: dict[type[BaseModel], list[str]] = {root: [""]}
+    found: dict[type[Section], list[str]] = {root: [""]}
 
-    def walk(cls: type[BaseModel], path: str) -> None:
-        for key, field in cls.model_fields.items():
+    def walk(cls: type[Section], path: str) -> None:
+        for key, field in cls.known_fields().items():
             for suffix, inner in inner_sections(field.annotation):
                 place = f"{path}.{key}".lstrip(".") + suffix
                 found.setdefault(inner, []).append(place)
@@ -102,9 +105,9 @@ def sections(root: type[BaseModel]) -> list[tuple[list[str], type[BaseModel]]]:
     return [(paths, cls) for cls, paths in found.items()]
 
 
-def inner_sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+def inner_sections(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
     """The section inside an annotation, and how a path goes on to it: `[]` in a list, `.<name>` in a mapping."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         yield "", annotation
         return
     step = {tuple: "[]", dict: ".<name>"}.get(getattr(annotation, "__origin__", None), "")
@@ -115,18 +118,26 @@ def inner_sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 # === Tables ===
 
 
-def _root(places: dict[type[BaseModel], str]) -> str:
+def _root(places: dict[type[Section], str]) -> str:
     """The keys of the file, and the examples of all of them as one file."""
     whole = {key: (field.examples or [None])[0] for key, field in RankingSpec.model_fields.items()}
     text = yaml.safe_dump(whole, default_flow_style=None, sort_keys=False, width=110)
     return f"{_table(RankingSpec, places, with_examples=False)}All of them once:\n\n```yaml\n{text}```\n\n"
 
 
-def _table(cls: type[BaseModel], places: dict[type[BaseModel], str], with_examples: bool) -> str:
+def _feature_type(name: str, cls: type[Feature], places: dict[type[Section], str]) -> str:
+    """The keys that a feature has for its type."""
+    own = [key for key in cls.model_fields if key not in Feature.model_fields]
+    table = _table(cls, places, with_examples=True, keys=own) if own else ""
+    return f"#### `type: {name}`\n\n{inspect.getdoc(cls)}\n\n{table}"
+
+
+def _table(cls: type[Section], places: dict[type[Section], str], with_examples: bool, keys: Sequence[str] = ()) -> str:
+    """A row for each key of a section, or for some of its keys."""
     properties = cls.model_json_schema(ref_template="{model}")["properties"]
     sections_by_name = {section.__name__: place for section, place in places.items()}
     rows = []
-    for key, field in cls.model_fields.items():
+    for key, field in [(key, cls.model_fields[key]) for key in keys or cls.model_fields]:
         row = [f"`{key}`", _type(properties[key], sections_by_name), _default(field), _line(field.description)]
         examples = ", ".join(f"`{key}: {_yaml(example)}`" for example in field.examples or [])
         rows.append([*row, examples] if with_examples else row)

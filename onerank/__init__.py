@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from trainer.training.trainer import train as train
     from transform.features.model_inputs import ModelInputs as ModelInputs
     from transform.ingest.prepare import prepare as prepare
+    from transform.spec.loading import load_spec as load_spec
     from transform.spec.metric_table import Metric as Metric
     from transform.spec.ranking_spec import RankingSpec as RankingSpec
-
-    load_spec = RankingSpec.load
 
 _PUBLIC = {
     "Metric": "transform.spec.metric_table:Metric",
@@ -33,7 +32,7 @@ _PUBLIC = {
     "Ranker": "serving.client.ranker:Ranker",
     "build_model": "trainer.models.registry:build_model",
     "export_model": "serving.export.exporter:export_model",
-    "load_spec": "transform.spec.ranking_spec:RankingSpec.load",
+    "load_spec": "transform.spec.loading:load_spec",
     "prepare": "transform.ingest.prepare:prepare",
     "train": "trainer.training.trainer:train",
 }

@@ -24,6 +24,7 @@ import pytest
 from tests.testing import small_problem
 from tests.testing.far_from_start import far_from_start
 from tests.testing.tiers import TIER_OF_FIXTURE, TIERS, costly
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 LONGEST = (  # the files that take longest, so that no worker is alone with one at the end
@@ -140,7 +141,7 @@ def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
     from transform.ingest.prepare import prepare
 
     def prepared_in(folder: Path) -> Any:
-        return prepare(RankingSpec.load(folder / "small.yaml"), folder / "data", folder)
+        return prepare(load_spec(folder / "small.yaml"), folder / "data", folder)
 
     def make(folder: Path) -> None:
         small_problem.write_data(folder / "data")

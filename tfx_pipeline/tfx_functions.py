@@ -17,14 +17,14 @@ from trainer.training.trainer import train
 from transform.features.model_inputs import ModelInputs
 from transform.features.preprocessing import make_preprocessing_fn
 from transform.features.transform_graph import TransformGraph
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 OTHERS_KEPT = 2  # trainings that were interrupted and not taken up since
 
 
 def preprocessing_fn(inputs: dict[str, tf.SparseTensor], custom_config: dict[str, Any]) -> dict[str, tf.SparseTensor]:
     """Transform's function: preprocesses as the spec in `custom_config` says."""
-    return make_preprocessing_fn(RankingSpec.parse(custom_config[SPEC_KEY]))(inputs)
+    return make_preprocessing_fn(parse_spec(custom_config[SPEC_KEY]))(inputs)
 
 
 def run_fn(fn_args: FnArgs) -> None:
@@ -33,7 +33,7 @@ def run_fn(fn_args: FnArgs) -> None:
     Until the model is exported, training can go on from its checkpoints. They lie outside the component's own folder,
     which is another one after a crash, in a folder named after all that the training depends on.
     """
-    spec = RankingSpec.parse(fn_args.custom_config[SPEC_KEY])
+    spec = parse_spec(fn_args.custom_config[SPEC_KEY])
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     inputs = ModelInputs.from_spec(spec, transform_output.vocabulary_size_by_name)
     train_files, eval_files = _files(fn_args.train_files), _files(fn_args.eval_files)

@@ -36,6 +36,7 @@ from transform.errors import SpecError, UserError
 from transform.features.batching import count_labels
 from transform.features.model_inputs import ModelInputs
 from transform.ingest.prepare import Prepared, prepare
+from transform.spec.loading import load_spec, parse_spec
 from transform.spec.model_sections import Model
 from transform.spec.ranking_spec import RankingSpec
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        spec = RankingSpec.load(arguments.spec)
+        spec = load_spec(arguments.spec)
         variants = load_variants(spec, arguments.variants)
         prepared = prepare(spec, arguments.data, Path(arguments.output) / "prepared")
         results = run_all(prepared, variants, arguments.seeds, Path(arguments.output))
@@ -110,7 +111,7 @@ def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, Variant]:
         plain["model"] = {**(plain["model"] if same_model else {}), **model}
         plain["training"] = {**plain.get("training", {}), **changes.get("training", {})}
         plain["aggregates"] = changes.get("aggregates", plain.get("aggregates", []))
-        parsed = RankingSpec.parse(json.dumps(plain), f"{path}: {name}")
+        parsed = parse_spec(json.dumps(plain), f"{path}: {name}")
         unknown = [f.name for f in parsed.counting_features() if f not in spec.counting_features()]
         if unknown:
             raise SpecError(

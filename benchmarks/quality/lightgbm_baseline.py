@@ -34,16 +34,17 @@ from rich.table import Table
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation.eval_config import load_metrics
 from tfx_pipeline.metadata.runs import ComponentRun, RunReader
 from trainer.metrics import ranking_metrics
 from transform.errors import PipelineError, UserError
+from transform.feature_types.time import FIRST_MONDAY_MS, PERIODS_MS
 from transform.features import request_example
-from transform.features.preprocessing import FIRST_MONDAY_MS, PERIODS_MS
 from transform.ingest.beam_requests import SPLITS
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc", "normalized_entropy")
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tf.get_logger().setLevel("ERROR")  # TFMA reads its results in a deprecated way
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        report = benchmark(RankingSpec.load(arguments.spec), arguments.output, arguments.threads, console)
+        report = benchmark(load_spec(arguments.spec), arguments.output, arguments.threads, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -163,7 +164,7 @@ def find_run(spec: RankingSpec, output: str) -> dict[str, ComponentRun]:
                 f"--output: a finished pipeline run of `{spec.name}` is expected. Received: `{output}`, "
                 f"where the newest run has no finished {node}. Run the pipeline with this spec and this folder first."
             )
-    trained = load_spec(path_utils.serving_model_path(run["Trainer"].output("model").uri))
+    trained = load_exported_spec(path_utils.serving_model_path(run["Trainer"].output("model").uri))
     if trained.data_part().to_json() != spec.data_part().to_json():
         raise PipelineError(
             f"--spec: the spec of the newest run in `{output}` is expected. Received: one whose data, features, "
@@ -207,19 +208,13 @@ def read_rows(spec: RankingSpec, folder: str) -> Candidates:
             labels[task] += request[request_example.label_key(task)]
             masks[task] += request[request_example.mask_key(task)]
         for group, feature in spec.feature_groups():
-            column = request[feature.name]
-            if feature.type == "categorical_set":
-                column = _sets(column, request[request_example.length_key(feature.name)])
+            column = feature.decode(request)
             values[feature.name] += column if group == "candidate" else column * count
     return Candidates(values, _arrays(labels), _arrays(masks), np.array(requests))
 
 
 def _arrays(columns: dict[str, list[float]]) -> dict[str, np.ndarray]:
     return {name: np.array(column) for name, column in columns.items()}
-
-
-def _sets(flat: list[str], lengths: list[int]) -> list[list[str]]:
-    return [flat[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
 # === Features as columns ===

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.metrics.ranking_metrics import Rows, compute
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc")
@@ -56,7 +57,7 @@ def popularity(folder: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[RankingSpec, dict[str, np.ndarray]]:
-    spec = RankingSpec.load(os.path.join(folder, "spec.yaml"))
+    spec = load_spec(os.path.join(folder, "spec.yaml"))
     with gzip.open(os.path.join(folder, "truth.csv.gz"), "rt", encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     columns = {name: np.array(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}

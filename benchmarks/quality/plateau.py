@@ -32,6 +32,7 @@ from transform.datasets.synthetic import write
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
 from transform.ingest.prepare import Prepared, prepare
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 LEFT_BELOW = 0.99  # normalised entropy
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = output / "data" / f"{arguments.scenario}-1"
         if not data.exists():
             write(data, arguments.scenario, 1.0)
-        spec = RankingSpec.load(data / "spec.yaml")
+        spec = load_spec(data / "spec.yaml")
         variants = load_variants(spec, arguments.variants)
         prepared = prepare(spec, data, output / "prepared")
         found = {

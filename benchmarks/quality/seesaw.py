@@ -22,6 +22,7 @@ from trainer.training.gradient_probe import write_json
 from trainer.training.trainer import evaluate, train
 from transform.errors import UserError
 from transform.ingest.prepare import Prepared, prepare
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
     try:
-        spec = RankingSpec.load(arguments.spec)
+        spec = load_spec(arguments.spec)
         prepared = prepare(spec, arguments.data, Path(arguments.output) / "prepared")
         rows = measure(prepared, os.path.join(arguments.output, spec.name), arguments.metric)
     except UserError as error:

@@ -28,7 +28,7 @@ from transform.datasets.synthetic import write
 from transform.datasets.synthetic_truth import SCENARIOS
 from transform.errors import UserError
 from transform.ingest.prepare import prepare
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -73,7 +73,7 @@ def benchmark(scenario: str, strength: float, variants: str, seeds: Sequence[int
     data = output / "data" / f"{scenario}-{strength:g}"
     if not data.exists():
         write(data, scenario, strength)
-    spec = RankingSpec.load(data / "spec.yaml")
+    spec = load_spec(data / "spec.yaml")
     prepared = prepare(spec, data, output / "prepared")
     found = run_all(prepared, load_variants(spec, variants), seeds, output)
     return {"oracle": [{"tasks": oracle(data)}], **found, "popularity": [{"tasks": popularity(data)}]}

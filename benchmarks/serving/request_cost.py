@@ -40,6 +40,7 @@ from tests.testing import serving_skew
 from transform.errors import UserError
 from transform.features import request_example
 from transform.ingest.prepare import Prepared, prepare
+from transform.spec.loading import load_spec
 from transform.spec.model_sections import Model, Serving
 from transform.spec.ranking_spec import RankingSpec
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     measure.set_threads(arguments.threads)
     try:
-        prepared = prepare(RankingSpec.load(arguments.spec), arguments.data, Path(arguments.cache))
+        prepared = prepare(load_spec(arguments.spec), arguments.data, Path(arguments.cache))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

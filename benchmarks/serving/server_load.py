@@ -34,7 +34,7 @@ from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.sized_requests import joined, sized
 from transform.errors import UserError
 from transform.ingest.prepare import Prepared, prepare
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     measure.set_threads(1)
     try:
-        prepared = prepare(RankingSpec.load(arguments.spec), arguments.data, Path(arguments.cache))
+        prepared = prepare(load_spec(arguments.spec), arguments.data, Path(arguments.cache))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

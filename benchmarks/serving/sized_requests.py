@@ -30,9 +30,7 @@ def joined(spec: RankingSpec, requests: Sequence[bytes]) -> dict[str, list[Any]]
     decoded = [request_example.decode(request) for request in requests]
     keys = [key for sequence in spec.sequences for key in sequence_keys(sequence)]
     for feature in spec.candidate_features():
-        keys.append(feature.name)
-        if feature.type == "categorical_set":
-            keys.append(request_example.length_key(feature.name))
+        keys += feature.example_dtypes()
     lists = {key: [value for values in decoded for value in values.get(key, ())] for key in keys}
     count = sum(values[request_example.CANDIDATE_COUNT][0] for values in decoded)
     return {**decoded[0], **lists, request_example.CANDIDATE_COUNT: [count]}

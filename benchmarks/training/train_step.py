@@ -44,6 +44,7 @@ from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
 from transform.features.model_inputs import Column, EventSequence, ModelInputs, Task
 from transform.ingest.prepare import prepare
+from transform.spec.loading import load_spec
 from transform.spec.model_sections import Optimizer, Training
 from transform.spec.ranking_spec import RankingSpec
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     measure.set_threads(arguments.threads)
     try:
-        spec = RankingSpec.load(arguments.spec)
+        spec = load_spec(arguments.spec)
         prepared = prepare(spec, arguments.data, Path(arguments.cache))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

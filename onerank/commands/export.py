@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.models.registry import build_model
     from transform.features.transform_graph import TransformGraph
     from transform.ingest.prepare import prepare
-    from transform.spec.ranking_spec import RankingSpec
+    from transform.spec.loading import load_spec
 
-    spec = RankingSpec.load(arguments.spec)
+    spec = load_spec(arguments.spec)
     weights = run_folder(arguments.output, spec.name) / "checkpoints" / "best.weights.h5"
     if not weights.exists():
         raise DataError(f"--output: trained weights are expected. Received: no {weights}. Run `onerank train` first.")

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser("prepare", "Makes a log into training data, without TFX.").parse_args(argv)
     require_libraries("prepare")
     from transform.ingest.prepare import prepare
-    from transform.spec.ranking_spec import RankingSpec
+    from transform.spec.loading import load_spec
 
-    prepared = prepare(RankingSpec.load(arguments.spec), arguments.data, prepared_folder(arguments.output))
+    prepared = prepare(load_spec(arguments.spec), arguments.data, prepared_folder(arguments.output))
     print(f"Prepared: {prepared.folder}")
     return 0
 

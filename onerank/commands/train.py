@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_libraries("train")
     from trainer.training.trainer import train
     from transform.ingest.prepare import prepare
-    from transform.spec.ranking_spec import RankingSpec
+    from transform.spec.loading import load_spec
 
-    spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
+    spec = load_spec(arguments.spec).with_seed(arguments.seed)
     prepared = prepare(spec, arguments.data, prepared_folder(arguments.output))
     run = run_folder(arguments.output, spec.name)
     code = source_hash(("transform", "trainer"), ("keras", "tensorflow"))

@@ -113,7 +113,7 @@ def check_examples(spec: RankingSpec, parsed: dict[str, tf.SparseTensor]) -> dic
     rules: dict[str, tuple[str, tf.Tensor]] = {}
     for feature in spec.candidate_features():
         key = feature.name
-        if feature.type == "categorical_set":
+        if not feature.single_valued:
             lengths = request_example.length_key(key)
             rules[key] = (f"the sum of {lengths}", _sums(parsed[lengths], b))
             key = lengths

@@ -15,6 +15,7 @@ from trainer.models.base import RankingModel
 from trainer.ops.kernels import use_kernels
 from transform.errors import DataError
 from transform.features.transform_graph import TransformGraph
+from transform.spec.loading import parse_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -48,7 +49,7 @@ def export_model(
     tf.io.gfile.rename(unfinished, path)
 
 
-def load_spec(path: str) -> RankingSpec:
+def load_exported_spec(path: str) -> RankingSpec:
     """The spec of an exported model.
 
     Args:
@@ -64,7 +65,7 @@ def load_spec(path: str) -> RankingSpec:
             "Received: a folder without it. Give the version folder that the pipeline pushed."
         )
     with tf.io.gfile.GFile(spec_path) as file:
-        return RankingSpec.parse(file.read(), origin=spec_path)
+        return parse_spec(file.read(), origin=spec_path)
 
 
 def version_folders(base: str) -> list[str]:

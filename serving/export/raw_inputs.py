@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from transform.feature_types.sparse import masked
 from transform.features import request_example
 from transform.spec.ranking_spec import RankingSpec
 
@@ -26,8 +27,8 @@ def input_specs(spec: RankingSpec) -> dict[str, TensorSpecs]:
     groups: dict[str, TensorSpecs] = {"user": {}, "context": {}, "sequences": {}, "candidates": {}}
     for group, feature in spec.feature_groups():
         if group == "candidate":
-            axes = 3 if feature.type == "categorical_set" else 2
-            groups["candidates"][feature.name] = tf.TensorSpec([None] * axes, dtypes[feature.name])
+            shape = [None] * feature.candidate_axes
+            groups["candidates"][feature.name] = tf.TensorSpec(shape, dtypes[feature.name])
         else:
             groups[group][feature.name] = tf.TensorSpec([None], dtypes[feature.name])
     groups["candidates"][request_example.CANDIDATE_COUNT] = tf.TensorSpec([None], tf.int64)
@@ -62,31 +63,19 @@ def to_sparse(spec: RankingSpec, raw: Tensors) -> dict[str, tf.SparseTensor]:
             continue
         values = raw[feature.name]
         if group != "candidate":
-            sparse[feature.name] = _masked(values[:, None], tf.ones_like(values[:, None], tf.bool))
+            sparse[feature.name] = masked(values[:, None], tf.ones_like(values[:, None], tf.bool))
             continue
         if present is None:  # the others have the same shape
             present = tf.sequence_mask(counts, tf.shape(values)[1])
-        if feature.type == "categorical_set":
-            given = tf.logical_and(values != "", present[..., None])
-            b, n, s = tf.unstack(tf.shape(values))
-            sparse[feature.name] = _masked(*(tf.reshape(tensor, (b, n * s)) for tensor in (values, given)))
-            lengths = tf.reduce_sum(tf.cast(given, tf.int64), axis=-1)
-            sparse[request_example.length_key(feature.name)] = _masked(lengths, present)
-        else:
-            sparse[feature.name] = _masked(values, present)
+        sparse.update(feature.to_sparse(values, present))
     if counts is not None:
-        sparse[request_example.CANDIDATE_COUNT] = _masked(counts[:, None], tf.ones_like(counts[:, None], tf.bool))
+        sparse[request_example.CANDIDATE_COUNT] = masked(counts[:, None], tf.ones_like(counts[:, None], tf.bool))
     for sequence in spec.sequences:
         length_key = request_example.length_key(sequence.name)
         if length_key in raw:
             for key in sequence_keys(sequence):
-                sparse[key] = _masked(raw[key], tf.sequence_mask(raw[length_key], tf.shape(raw[key])[1]))
+                sparse[key] = masked(raw[key], tf.sequence_mask(raw[length_key], tf.shape(raw[key])[1]))
     return sparse
-
-
-def _masked(values: tf.Tensor, mask: tf.Tensor) -> tf.SparseTensor:
-    there = tf.where(mask)
-    return tf.SparseTensor(there, tf.gather_nd(values, there), tf.shape(mask, tf.int64))
 
 
 def raw_values(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
@@ -105,13 +94,11 @@ def raw_values(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[str,
     n = request[request_example.CANDIDATE_COUNT][0]
     raw: dict[str, Any] = {request_example.CANDIDATE_COUNT: [n]}
     for group, feature in spec.feature_groups():
-        values = list(request.get(feature.name, ()))
-        if group != "candidate":
-            raw[feature.name] = values[:1] or [_missing(specs[feature.name])]
-        elif feature.type == "categorical_set":
-            raw[feature.name] = [_padded_sets(values, request.get(request_example.length_key(feature.name), ()))]
+        values = feature.decode(request)
+        if group == "candidate":
+            raw[feature.name] = [feature.padded(values)]
         else:
-            raw[feature.name] = [values or [_missing(specs[feature.name])]]
+            raw[feature.name] = values[:1] or [_missing(specs[feature.name])]
     for sequence in spec.sequences:
         for key in sequence_keys(sequence):
             events = list(request.get(key, ()))
@@ -122,10 +109,3 @@ def raw_values(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[str,
 
 def _missing(spec: tf.TensorSpec) -> Any:
     return "" if spec.dtype == tf.string else 0
-
-
-def _padded_sets(values: list[str], lengths: Any) -> list[list[str]]:
-    members = iter(values)
-    sets = [[next(members) for _ in range(length)] for length in lengths] or [[]]
-    widest = max(map(len, sets))
-    return [["", *found, *[""] * (widest - len(found))] for found in sets]

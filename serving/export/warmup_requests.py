@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, cycle, islice
+from itertools import cycle, islice
 from typing import Any
 
 import tensorflow as tf
@@ -79,12 +79,6 @@ def with_candidates(spec: RankingSpec, request: Mapping[str, list[Any]], size: i
     places = list(islice(cycle(range(request[request_example.CANDIDATE_COUNT][0])), size))
     values = {key: request.get(key, []) for key in request_example.input_dtypes(spec)}
     for feature in spec.candidate_features():
-        found = values[feature.name]
-        if feature.type == "categorical_set":
-            lengths = values[request_example.length_key(feature.name)]
-            starts = list(accumulate(lengths, initial=0))
-            values[feature.name] = [member for p in places for member in found[starts[p] : starts[p + 1]]]
-            values[request_example.length_key(feature.name)] = [lengths[p] for p in places]
-        else:
-            values[feature.name] = [found[p] for p in places]
+        found = feature.decode(values)
+        values.update(feature.encode([found[place] for place in places]))
     return {**values, request_example.CANDIDATE_COUNT: [size]}

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.export.exporter import load_spec, newest_version
+from serving.export.exporter import load_exported_spec, newest_version
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RANK, SERVING_DEFAULT
 from transform.errors import DataError, reports_user_errors
@@ -77,7 +77,7 @@ def write_requests(model: str, files: Sequence[str], path: str) -> tuple[str, st
         DataError: when there is no model or no example, or the files can't be written.
     """
     version = newest_version(model)
-    spec = load_spec(version)
+    spec = load_exported_spec(version)
     found = _examples(files) if files else _of_warmup(os.path.join(version, ASSETS_EXTRA, WARMUP_FILE))
     request = max(
         islice(found, LOOKED_AT), key=lambda request: request[request_example.CANDIDATE_COUNT][0], default=None
@@ -115,14 +115,11 @@ def client_request(spec: RankingSpec, request: Mapping[str, list[Any]]) -> dict[
     single: dict[str, dict[str, Any]] = {"user": {}, "context": {}}
     columns: dict[str, list[Any]] = {}
     for group, feature in spec.feature_groups():
-        values = request.get(feature.name, [])
-        if group != "candidate":
-            single[group][feature.name] = _plain(values[0]) if values else None
-        elif feature.type == "categorical_set":
-            starts = list(accumulate(request.get(request_example.length_key(feature.name), [0] * n), initial=0))
-            columns[feature.name] = [values[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        values = feature.decode(request)
+        if group == "candidate":
+            columns[feature.name] = values
         else:
-            columns[feature.name] = [_plain(value) for value in values]
+            single[group][feature.name] = _plain(values[0]) if values else None
     sequences = {}
     for sequence in spec.sequences:
         parts = (*sequence.features, *sequence.feedback)

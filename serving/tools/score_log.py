@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import Progress
 
-from serving.export.exporter import load_spec, newest_version
+from serving.export.exporter import load_exported_spec, newest_version
 from serving.export.signatures import SCORE, SERVING_DEFAULT
 from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.features import request_example
@@ -32,6 +32,7 @@ from transform.features.batching import count_requests
 from transform.ingest.aggregates.beam_join import NOTHING_COUNTED, OTHER_DAYS
 from transform.ingest.beam_requests import COUNTS, RequestExamples, WriteCounts
 from transform.ingest.request_builder import SCORING_SPLIT
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 BATCH_REQUESTS = 256
@@ -64,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
     model_dir = newest_version(arguments.model)
-    spec = load_spec(model_dir)
+    spec = load_exported_spec(model_dir)
     if arguments.spec:
-        spec = spec.model_copy(update={"data": RankingSpec.load(arguments.spec).data})
+        spec = spec.model_copy(update={"data": load_spec(arguments.spec).data})
     rows = score_log(spec, model_dir, arguments.data, arguments.output, arguments.aggregates)
     print(f"{rows:,} impressions scored with {model_dir}: {arguments.output}")
     return 0

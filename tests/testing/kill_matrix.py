@@ -37,7 +37,7 @@ from rich.table import Table
 
 from transform.datasets.synthetic import write
 from transform.datasets.synthetic_draw import Sizes
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 NAME = "synthetic_conflict"
 SIZES = Sizes(train_requests=320, eval_requests=80, test_requests=400, users=60, items=40, past_events=10)
@@ -186,7 +186,7 @@ def _write_problem(output: Path) -> Path:
     content = yaml.safe_load((output / "data" / "spec.yaml").read_text())
     spec = output / "spec.yaml"
     spec.write_text(yaml.safe_dump({**content, **CHANGES}))
-    RankingSpec.load(spec)
+    load_spec(spec)
     return spec
 
 

@@ -20,7 +20,7 @@ prepare_environment()
 from trainer.training import trainer
 from trainer.training.checkpoints import TrainingCheckpoints
 from transform.features.model_inputs import ModelInputs
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 BYTES_WRITTEN = 2_000  # of a checkpoint: fewer than it has
 
@@ -60,7 +60,7 @@ def main(job, moment, count):
     elif moment == "save":
         TrainingCheckpoints.save = nth(TrainingCheckpoints.save, count, die_while_writing)
     values = json.loads(Path(job).read_text())
-    spec, inputs = RankingSpec.parse(values.pop("spec")), ModelInputs.from_config(values.pop("inputs"))
+    spec, inputs = parse_spec(values.pop("spec")), ModelInputs.from_config(values.pop("inputs"))
     trainer.train(spec, inputs, **values)
 
 

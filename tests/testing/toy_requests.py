@@ -13,7 +13,7 @@ from transform.ingest.beam_requests import COUNTS, RequestExamples
 from transform.ingest.request_builder import RequestBuilder
 from transform.ingest.sources import resolve_sources
 from transform.ingest.tables import read_rows
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 REMOVE = object()
 SPEC = yaml.safe_load("""
@@ -72,7 +72,7 @@ def edited(content, changes):
 
 
 def toy_spec(changes=None):
-    return RankingSpec.parse(yaml.safe_dump(edited(SPEC, changes or {})))
+    return parse_spec(yaml.safe_dump(edited(SPEC, changes or {})))
 
 
 def impression(item, time, day=1, user="u1", **values):

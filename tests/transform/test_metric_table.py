@@ -9,8 +9,8 @@ from toy_requests import SPEC, edited, toy_spec
 from transform.errors import SpecError
 from transform.import_path import import_object
 from transform.spec import metric_table
+from transform.spec.loading import load_spec, parse_spec
 from transform.spec.metric_table import METRICS, Metric, find_metric
-from transform.spec.ranking_spec import RankingSpec
 
 OWN = "own_metrics:precision"
 LOWER = "own_metrics:brier"
@@ -20,7 +20,7 @@ NO_DIRECTION = "own_metrics:mean_score"
 def load(tmp_path, changes):
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(edited(SPEC, changes)))
-    return RankingSpec.load(path)
+    return load_spec(path)
 
 
 # === The table ===
@@ -119,7 +119,7 @@ def test_a_metric_of_ones_own_may_stand_wherever_a_metric_may(tmp_path):
         (False, 0.3),
     ]
     assert find_metric(OWN).title == "first is right" and find_metric(OWN).name == OWN
-    assert RankingSpec.parse(spec.to_json()) == spec
+    assert parse_spec(spec.to_json()) == spec
 
 
 def test_a_spec_that_is_handed_on_needs_no_code_of_the_users():

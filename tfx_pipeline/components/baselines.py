@@ -20,7 +20,7 @@ from tfx.types.experimental import simple_artifacts
 
 from trainer.metrics.ranking_metrics import Rows, compute
 from transform.features import request_example as request_examples
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 BASELINES_FILE = "baselines.json"
 SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own
@@ -48,7 +48,7 @@ def Baselines(  # noqa: N802
         beam_pipeline: given by TFX.
     """
     del code
-    ranking = RankingSpec.parse(spec)
+    ranking = parse_spec(spec)
     item, tasks = ranking.item_feature, ranking.task_names
     with beam_pipeline as pipeline:
         train, test = (

@@ -13,7 +13,7 @@ from tfx.dsl.components.common import resolver
 from tfx.orchestration.portable.mlmd import event_lib
 from tfx.utils import path_utils
 
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from transform.errors import UserError
 from transform.features import request_example
 
@@ -75,7 +75,7 @@ def _newest_output(store: MetadataStore | None, models: list[types.Artifact]) ->
 def _comparable(model: types.Artifact, candidate: types.Artifact) -> bool:
     """Whether a model can be evaluated on the candidate's examples."""
     try:
-        old, new = (load_spec(path_utils.serving_model_path(artifact.uri)) for artifact in (model, candidate))
+        old, new = (load_exported_spec(path_utils.serving_model_path(artifact.uri)) for artifact in (model, candidate))
     except UserError as error:
         NOTICES.warning("The blessed model %s is no baseline: %s", os.path.basename(model.uri), error)
         return False

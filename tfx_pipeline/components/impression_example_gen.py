@@ -19,6 +19,7 @@ from tfx.utils import proto_utils
 from tfx_pipeline.custom_config import CODE_KEY, SPEC_KEY
 from transform.ingest.beam_requests import COUNTS, SPLITS, RequestExamples, WriteCounts
 from transform.ingest.check_counts import check_counts
+from transform.spec.loading import parse_spec
 from transform.spec.ranking_spec import RankingSpec
 
 COUNTS_FILE = "counts.json"
@@ -39,7 +40,7 @@ class ImpressionExampleGenExecutor(base_beam_executor.BaseBeamExecutor):
         proto_utils.json_to_proto(exec_properties[standard_component_specs.CUSTOM_CONFIG_KEY], custom_config)
         config = struct_pb2.Struct()
         custom_config.custom_config.Unpack(config)
-        spec = RankingSpec.parse(config[SPEC_KEY])
+        spec = parse_spec(config[SPEC_KEY])
         artifact = artifact_utils.get_single_instance(output_dict[standard_component_specs.EXAMPLES_KEY])
         artifact.split_names = artifact_utils.encode_split_names(list(SPLITS))
         with self._make_beam_pipeline() as pipeline:

@@ -15,7 +15,7 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import path_utils
 
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from serving.export.signatures import SCORE
 from tfx_pipeline.evaluation.serving_validation import BATCH_REQUESTS, Limits, Scores, validate_serving
 from trainer.models.registry import build_model
@@ -69,7 +69,7 @@ def ServingValidator(  # noqa: N802
             path,
             path_utils.serving_model_path(baseline.uri) if baseline else None,
             [record.numpy() for record in tf.data.TFRecordDataset(sorted(shards), "GZIP").take(requests)],
-            lambda found: trainer_scores(load_spec(path), transform_graph.uri, model_run.uri, found, folder),
+            lambda found: trainer_scores(load_exported_spec(path), transform_graph.uri, model_run.uri, found, folder),
             Limits(start_seconds, max_latency_ratio or None),
             folder,
         )

@@ -24,7 +24,7 @@ from tfx.utils import io_utils
 from serving.client.errors import RankingError
 from serving.client.ranker import Ranker
 from serving.client.ranking import Ranking
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.export.signatures import SCORE, SERVING_DEFAULT
 from serving.server.errors import ServerError
@@ -167,7 +167,7 @@ def _replay(
     report: ServingReport,
 ) -> None:
     """Fills the report. Raises a ServerError when the server does not come up, or goes while latency is measured."""
-    spec = load_spec(models[CANDIDATE])
+    spec = load_exported_spec(models[CANDIDATE])
     with _served(models, folder) as server:
         report.start_seconds = round(server.wait_until_up(limits.start_seconds), 1)
         with (
@@ -374,7 +374,10 @@ def _compare_latency(
     with Ranker(server.grpc_address, BASELINE, deadline=CALL_SECONDS) as baseline:
         try:
             calls = {
-                name: [client_request(load_spec(models[name]), request_example.decode(request)) for request in requests]
+                name: [
+                    client_request(load_exported_spec(models[name]), request_example.decode(request))
+                    for request in requests
+                ]
                 for name in models
             }
             times = _times({name: {CANDIDATE: candidate, BASELINE: baseline}[name] for name in models}, calls)

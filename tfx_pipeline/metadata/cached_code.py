@@ -5,7 +5,14 @@ Of the models it is the one that the spec names: a new model in a folder of its 
 
 from __future__ import annotations
 
-_SPEC = ("transform.errors", "transform.import_path", "transform.spec")
+_SPEC = (
+    "transform.errors",
+    "transform.feature_types",
+    "transform.import_path",
+    "transform.list_text",
+    "transform.section",
+    "transform.spec",
+)
 
 EXAMPLE_GEN = (
     *_SPEC,

@@ -16,7 +16,7 @@ from tfx.components.evaluator import constants
 from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
-from serving.export.exporter import load_spec
+from serving.export.exporter import load_exported_spec
 from tfx_pipeline.components.anomaly_gate import read_anomalies
 from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
@@ -200,7 +200,7 @@ def _collect(run: Run) -> RunData:
     evaluation, model, model_run = uri("Evaluator", "evaluation"), uri("Trainer", "model"), uri("Trainer", "model_run")
     if not tf.io.gfile.exists(evaluation):
         raise FileNotFoundError(evaluation)
-    spec = load_spec(path_utils.serving_model_path(model))
+    spec = load_exported_spec(path_utils.serving_model_path(model))
     baselines = _read_json(os.path.join(uri("Baselines", "baselines"), BASELINES_FILE))
     counts = _read_json(os.path.join(uri("ImpressionExampleGen", "examples"), COUNTS_FILE))
     blessing = run.components["Evaluator"].output("blessing")

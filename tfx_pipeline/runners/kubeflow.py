@@ -19,7 +19,7 @@ import yaml
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.runners.arguments import add_pipeline_arguments, beam_options
 from transform.errors import PipelineError, reports_user_errors
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 NOTES = {
     "vertex": "the baseline is the latest blessed model as TFX finds it, even one of other inputs or tasks.",
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parse(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFX warns of what a user can't change
-    spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
+    spec = load_spec(arguments.spec).with_seed(arguments.seed)
     if spec.split.date_format and arguments.as_of is None:
         raise PipelineError("--as_of: a date is expected for relative split bounds, as the log is not read here.")
     spec = spec.with_as_of(arguments.as_of)

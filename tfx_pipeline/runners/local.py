@@ -25,7 +25,7 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.metadata.run_lock import run_lock
 from tfx_pipeline.runners.arguments import add_pipeline_arguments, beam_options
 from transform.errors import PipelineError, reports_user_errors
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 if TYPE_CHECKING:
     from tfx_pipeline.metadata.runs import ComponentRun, Run
@@ -59,7 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> None:
     started = time.time()
-    spec = RankingSpec.load(arguments.spec).with_seed(arguments.seed)
+    spec = load_spec(arguments.spec).with_seed(arguments.seed)
     options = beam_options(arguments.beam_args)
     config = PipelineConfig(spec, arguments.data, arguments.output, arguments.allow_anomalies, **options)
     run_pipeline(config, arguments.as_of, arguments.verbose)

@@ -15,7 +15,7 @@ prepare_environment()
 
 from tfx_pipeline.config import PipelineConfig
 from transform.errors import PipelineError, reports_user_errors
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 GRPC_PORT, REST_PORT = 8500, 8501
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=GRPC_PORT, help="the port of gRPC (default: %(default)s)")
     parser.add_argument("--rest_api_port", type=int, default=REST_PORT, help="the port of REST (default: %(default)s)")
     arguments, of_server = parser.parse_known_args(argv)
-    config = PipelineConfig(RankingSpec.load(arguments.spec), "", arguments.output)
+    config = PipelineConfig(load_spec(arguments.spec), "", arguments.output)
     for option, port in {"--port": arguments.port, "--rest_api_port": arguments.rest_api_port}.items():
         _check_free(option, port)
     kind, request, body = _write_requests(config)

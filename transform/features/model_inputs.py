@@ -5,67 +5,28 @@ Ids: 0 is padding or missing, values begin at 1. Dense values: 0 is padding, mis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from transform.errors import DataError
-from transform.spec.data_sections import Feature
+from transform.feature_types.base import Feature
+from transform.feature_types.column import Column
 from transform.spec.ranking_spec import RankingSpec
 
-LARGEST_VOCABULARY = 20_000_000  # values; at 16 floats each, and two more an optimizer keeps, 4 GB
 FEEDBACK_TABLE_ROWS = 3  # 0 unknown, 1 no, 2 yes
 FEEDBACK_DIM = 4
 
 
-@dataclass(frozen=True)
-class Column:
-    """One transformed feature.
-
-    Attributes:
-        group: str. `user`, `context`, `candidate`, or a sequence's name.
-        name: str. Its name within the group.
-        kind: str. `id`, `ids` (a set of ids) or `dense`.
-        table: str or None. The embedding table of ids.
-        dim: int. The width of the embedding; 1 for dense values.
-    """
-
-    group: str
-    name: str
-    kind: str
-    table: str | None
-    dim: int
-
-
 def columns(spec: RankingSpec) -> tuple[Column, ...]:
     """All columns of a spec in the order of the file; sequences follow the candidates."""
-    found = [column for group, feature in spec.feature_groups() for column in _columns(group, feature)]
+    found = [column for group, feature in spec.feature_groups() for column in feature.columns(group)]
     candidate_features = {feature.name: feature for feature in spec.features.candidate}
     for sequence in spec.sequences:
         for name in sequence.features:
-            found += _columns(sequence.name, candidate_features[name])
+            found += candidate_features[name].columns(sequence.name)
         for task in sequence.feedback:
             found.append(Column(sequence.name, task, "id", feedback_table(task), FEEDBACK_DIM))
     return tuple(found)
-
-
-def _columns(group: str, feature: Feature) -> list[Column]:
-    if feature.type == "time":
-        return [Column(group, name, "dense", None, 1) for name in feature.column_names]
-    if feature.type == "numeric":
-        return [
-            Column(group, name, "id", bucket_table(feature), feature.dim)
-            if transform == "quantiles"
-            else Column(group, name, "dense", None, 1)
-            for name, transform in zip(feature.column_names, feature.transforms, strict=True)
-        ]
-    kind = "ids" if feature.type == "categorical_set" else "id"
-    return [Column(group, feature.name, kind, feature.vocabulary_name, feature.dim)]
-
-
-def bucket_table(feature: Feature) -> str:
-    """The embedding table of a numeric feature's quantile buckets."""
-    return f"{feature.name}.bucket"  # the dot keeps it apart from all vocabularies
 
 
 def feedback_table(task: str) -> str:
@@ -73,24 +34,12 @@ def feedback_table(task: str) -> str:
     return f"feedback.{task}"
 
 
-def vocabularies(spec: RankingSpec) -> dict[str, list[Feature]]:
-    """The categorical features by the vocabulary that they share."""
-    shared: dict[str, list[Feature]] = {}
-    for _, feature in spec.feature_groups():
-        if feature.type in ("categorical", "categorical_set"):
-            shared.setdefault(feature.vocabulary_name, []).append(feature)
-    return shared
-
-
-def hash_buckets(features: list[Feature]) -> int | None:
-    """The number of ids of a vocabulary that is not learned, or None."""
-    return next((f.vocabulary.hash_buckets for f in features if f.vocabulary and f.vocabulary.hash_buckets), None)
-
-
-def oov_buckets(features: list[Feature]) -> int:
-    """The number of ids for values outside a vocabulary: what its features ask for, 1 unless they say."""
-    asked = [f.vocabulary.oov for f in features if f.vocabulary and "oov" in f.vocabulary.model_fields_set]
-    return asked[0] if asked else 1
+def analysed_together(spec: RankingSpec) -> list[list[Feature]]:
+    """All features, those in one list that are analysed together, by the methods of the first one's class."""
+    together: dict[Hashable, list[Feature]] = {}
+    for group, feature in spec.feature_groups():
+        together.setdefault(feature.analysis_key(group), []).append(feature)
+    return list(together.values())
 
 
 def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict[str, int]:
@@ -106,20 +55,9 @@ def table_rows(spec: RankingSpec, vocabulary_size: Callable[[str], int]) -> dict
     Raises:
         DataError: when a learned vocabulary is too large to be trained.
     """
-    for name, shared in vocabularies(spec).items():
-        if not hash_buckets(shared) and vocabulary_size(name) > LARGEST_VOCABULARY:
-            raise DataError(
-                f"features `{'`, `'.join(feature.name for feature in shared)}`: a vocabulary of at most "
-                f"{LARGEST_VOCABULARY:,} values is expected. Received: {vocabulary_size(name):,}. Set "
-                "`vocabulary: {top_k: ...}` or `{min_frequency: ...}`, or hash the ids: `{hash_buckets: ...}`."
-            )
-    rows = {
-        name: 1 + (hash_buckets(shared) or vocabulary_size(name) + oov_buckets(shared))
-        for name, shared in vocabularies(spec).items()
-    }
-    for _, feature in spec.feature_groups():
-        if feature.type == "numeric" and "quantiles" in feature.transforms:
-            rows[bucket_table(feature)] = 1 + feature.buckets
+    rows: dict[str, int] = {}
+    for features in analysed_together(spec):
+        rows.update(features[0].table_rows(features, vocabulary_size))
     for sequence in spec.sequences:
         rows.update({feedback_table(task): FEEDBACK_TABLE_ROWS for task in sequence.feedback})
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from transform.feature_types.base import length_key as length_key
 from transform.spec.ranking_spec import RankingSpec
 
 CANDIDATE_COUNT = "candidate_count"
@@ -35,18 +36,11 @@ def sequence_key(sequence: str, part: str) -> str:
     return f"{sequence}_{part}"
 
 
-def length_key(feature: str) -> str:
-    """The key of the number of values a candidate has of a categorical set."""
-    return f"{feature}_length"
-
-
 def input_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
     """The dtype of each model input in a request example, by key; labels and identifiers are not among them."""
     dtypes: dict[str, tf.DType] = {}
     for _, feature in spec.feature_groups():
-        dtypes[feature.name] = {"numeric": tf.float32, "time": tf.int64}.get(feature.type, tf.string)
-        if feature.type == "categorical_set":
-            dtypes[length_key(feature.name)] = tf.int64
+        dtypes.update({key: tf.as_dtype(dtype) for key, dtype in feature.example_dtypes().items()})
     for sequence in spec.sequences:
         for name in sequence.features:
             dtypes[sequence_key(sequence.name, name)] = dtypes[name]
@@ -79,6 +73,7 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
     """The TFX schema of request examples, with the domains that a broken log would violate."""
     types = {tf.string: schema_pb2.BYTES, tf.int64: schema_pb2.INT, tf.float32: schema_pb2.FLOAT}
     single = {feature.name for group, feature in spec.feature_groups() if group != "candidate"}
+    sets = {feature.name for _, feature in spec.feature_groups() if not feature.single_valued}
     sequence_keys = {
         sequence_key(sequence.name, part)
         for sequence in spec.sequences
@@ -91,7 +86,7 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
         if key in single or key in identifiers or key == CANDIDATE_COUNT:
             feature.presence.min_fraction = 1.0
             feature.value_count.min = feature.value_count.max = 1
-        elif key not in sequence_keys and not _is_set(spec, key):
+        elif key not in sequence_keys and key not in sets:
             feature.presence.min_fraction = 1.0
             feature.value_count.min = 1
     weights = {mask_key(task) for task in spec.task_names} if spec.request.weight else set()
@@ -102,10 +97,6 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
             domain.max = 1.0
     next(feature for feature in schema.feature if feature.name == CANDIDATE_COUNT).int_domain.min = 1
     return schema
-
-
-def _is_set(spec: RankingSpec, key: str) -> bool:
-    return any(feature.name == key and feature.type == "categorical_set" for _, feature in spec.feature_groups())
 
 
 def encode(values: Mapping[str, list[Any]]) -> tf.train.Example:

@@ -13,14 +13,15 @@ import apache_beam as beam
 import tensorflow as tf
 
 from transform.errors import DataError
+from transform.feature_types.time import parse_time
 from transform.features import request_example
 from transform.ingest.aggregates.beam_join import COUNTS, EVENTS, AddAggregates
 from transform.ingest.aggregates.counter import EventCounter
 from transform.ingest.request_builder import SCORING_SPLIT, RequestBuilder
 from transform.ingest.sources import Sources, resolve_sources
 from transform.ingest.tables import Row, read_rows
-from transform.ingest.values import parse_time
 from transform.spec.data_sections import SPLITS
+from transform.spec.loading import parse_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -240,7 +241,7 @@ class _BuildRequests(beam.DoFn):
         self._requests = requests
 
     def setup(self) -> None:
-        spec = RankingSpec.parse(self._spec_json)
+        spec = parse_spec(self._spec_json)
         self._builder = RequestBuilder(spec, self._sources)
         self._counter = EventCounter(spec, self._builder) if self._counting else None
 

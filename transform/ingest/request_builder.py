@@ -13,12 +13,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from transform.errors import DataError
+from transform.feature_types.base import Feature
+from transform.feature_types.time import parse_time
 from transform.features import request_example
 from transform.ingest.sources import Sources
-from transform.ingest.tables import Row, split_list
-from transform.ingest.values import MISSING, convert, parse_label, parse_time, parse_weight
-from transform.spec.aggregates import carried_columns
-from transform.spec.data_sections import Feature, Sequence
+from transform.ingest.tables import Row
+from transform.ingest.values import MISSING, parse_label, parse_weight
+from transform.list_text import split_list
+from transform.spec.data_sections import Sequence
 from transform.spec.ranking_spec import RankingSpec
 
 FindItem = Callable[[str], Mapping[str, str] | None]
@@ -61,7 +63,7 @@ class RequestBuilder:
             "request": [f for group, f in spec.declared_features() if group != "candidate"],
             "candidate": list(spec.features.candidate),
         }
-        self._carried = carried_columns(spec)
+        self._carried = spec.carried_columns()
         numeric_split = isinstance(spec.split.train[0], int)
         self._split_value: Callable[[str], Any] = int if numeric_split else str
         # A weight that undoes down-sampling tells the label.
@@ -242,7 +244,7 @@ class RequestBuilder:
             for part in sequence.features:
                 section, column = self.sources.feature_source[part]
                 text = given.get(part, item.get(column, "") if section == "item" else "")
-                parts[part] = convert(self._candidate_feature[part], text, origin)
+                parts[part] = self._candidate_feature[part].parse(text, origin)
             for task in sequence.feedback:
                 parts[task] = feedback.get(task, 1.0 if task == sequence.where else MISSING)
             yield Event(-math.inf, parts)
@@ -290,7 +292,7 @@ class RequestBuilder:
     def _value(self, feature: Feature, impression: Impression) -> Any:
         section, column = self.sources.feature_source[feature.name]
         text = impression.log[column] if section == "log" else impression.item.get(column, "")
-        return convert(feature, text, impression.origin)
+        return feature.parse(text, impression.origin)
 
     def _request_values(self, members: list[Impression], user: Mapping[str, str] | None) -> dict[str, list[Any]]:
         values: dict[str, list[Any]] = {}
@@ -307,18 +309,14 @@ class RequestBuilder:
                         f"`{changed.log[column]}` after `{text}` ({members[0].origin}). Make it a candidate feature, "
                         "or set `pick: first`."
                     )
-            values[feature.name] = [convert(feature, text, members[0].origin)]
+            values[feature.name] = [feature.parse(text, members[0].origin)]
         values.update({name: [members[0].log[name]] for name, group in self._carried.items() if group == "user"})
         return values
 
     def _candidate_values(self, candidates: list[Impression]) -> dict[str, list[Any]]:
         values: dict[str, list[Any]] = {request_example.CANDIDATE_COUNT: [len(candidates)]}
         for feature in self._groups["candidate"]:
-            column = [self._value(feature, candidate) for candidate in candidates]
-            if feature.type == "categorical_set":
-                values[request_example.length_key(feature.name)] = [len(members) for members in column]
-                column = [member for members in column for member in members]
-            values[feature.name] = column
+            values.update(feature.encode([self._value(feature, candidate) for candidate in candidates]))
         for name, group in self._carried.items():
             if group == "candidate":
                 values[name] = [candidate.log[name] for candidate in candidates]

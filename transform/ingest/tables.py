@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from transform.errors import DataError
+from transform.list_text import join_list
 
 BUFFER_BYTES = 1 << 18
 PARQUET = ".parquet"
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException, tf.errors.OpError)
 _KINDS = (".csv", ".csv.gz", PARQUET)
-_LIST = "\x1f"  # begins a list of a Parquet file and stands between its members, which may hold any separator
 
 
 class Row(NamedTuple):
@@ -127,18 +127,11 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, list):
-        return "".join(_LIST + _text(member) for member in value)
+        return join_list(map(_text, value))
     # Whole numbers in a column with gaps became floats on their way through pandas: 12.0 is 12.
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def split_list(text: str, separator: str) -> list[str]:
-    """The members of a list: of a text with separators, or of a list column of a Parquet file."""
-    if not text:
-        return []
-    return text[1:].split(_LIST) if text.startswith(_LIST) else text.split(separator)
 
 
 def _lines(path: str, columns: Sequence[str] | None = None) -> Iterator[list[str]]:

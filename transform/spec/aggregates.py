@@ -1,19 +1,17 @@
-"""Counting features in the spec: the section `aggregates`, and the features that follow from it."""
+"""Counting features in the spec: a block of the section `aggregates`, and the features that follow from it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from datetime import timezone, tzinfo
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator
 
-from transform.spec.data_sections import Feature, Name, Section
-
-if TYPE_CHECKING:
-    from transform.spec.ranking_spec import RankingSpec
+from transform.feature_types.aggregate import AggregateFeature
+from transform.section import Name, Section
 
 EVERYTHING = "all"  # the window of all days before the request's
 
@@ -66,95 +64,19 @@ class Aggregate(Section):
             raise ValueError("a key of different parts is expected")
         return values
 
-
-class AggregateFeature(Feature):
-    """One number that follows from a block of `aggregates`: a numeric feature of request examples.
-
-    Attributes:
-        key: tuple of str. The parts of the key.
-        task: str.
-        window: str.
-        statistic: str. `rate`: the smoothed share of positives, NaN when the task has no label before the request's
-            day. `count`: the observed labels.
-        smoothing: float. Pseudo-observations at the task's overall rate.
-    """
-
-    key: tuple[str, ...]
-    task: str
-    window: str
-    statistic: Literal["rate", "count"]
-    smoothing: float
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """Log-odds or a logarithm, and quantile buckets."""
-        return ("logit_z" if self.statistic == "rate" else "log_z", "quantiles")
-
-
-def aggregate_features(spec: RankingSpec) -> Iterator[tuple[int, str, AggregateFeature]]:
-    """The counting features of a spec in the order of the file: the block's index, the group, the feature.
-
-    A key with a part of the candidate is the candidate's, else one with a part of the context is the context's, else it
-    is the user's.
-    """
-    for index, block in enumerate(spec.aggregates):
-        for key in block.keys:
-            groups = {key_part_group(spec, part) for part in key}
-            group = next((name for name in ("candidate", "context") if name in groups), "user")
-            for task in block.tasks:
-                for window in block.windows:
-                    for statistic in ("rate", "count"):
-                        feature = AggregateFeature(
-                            name=f"{'_'.join(key)}_{task}_{window}_{statistic}",
-                            type="numeric",
-                            buckets=block.buckets,
-                            dim=block.dim,
-                            key=key,
-                            task=task,
-                            window=window,
-                            statistic=statistic,  # type: ignore[arg-type]
-                            smoothing=block.smoothing,
-                        )
-                        yield index, group, feature
-
-
-def key_part_group(spec: RankingSpec, part: str) -> str | None:
-    """The group of a key's part: that of the feature, else of the key column; None when there is no such part."""
-    groups = {feature.name: group for group, feature in spec.declared_features()}
-    columns = {spec.item_key: "candidate", spec.user_key: "user"}
-    return groups.get(part) or columns.get(part)
-
-
-def carried_columns(spec: RankingSpec) -> dict[str, str]:
-    """The key columns that are parts of keys and no features, with their group."""
-    names = {feature.name for _, feature in spec.declared_features()}
-    parts = dict.fromkeys(part for block in spec.aggregates for key in block.keys for part in key if part not in names)
-    return {part: group for part in parts if (group := key_part_group(spec, part))}
-
-
-def aggregate_problems(spec: RankingSpec) -> Iterator[str]:
-    """What the blocks refer to and do not find, each with its cure."""
-    features = {feature.name: feature for _, feature in spec.declared_features()}
-    columns = [column for column in (spec.user_key, spec.item_key) if column]
-    known = [name for name, feature in features.items() if feature.type == "categorical"]
-    known += [column for column in columns if column not in features]
-    kinds = {**{name: f"a {f.type} feature" for name, f in features.items()}, **dict.fromkeys(columns, "a key column")}
-    kinds.update({sequence.name: "a sequence" for sequence in spec.sequences})
-    for i, block in enumerate(spec.aggregates):
-        for j, key in enumerate(block.keys):
-            for part in key:
-                if part not in known:
-                    what = f"`{part}`, {kinds[part]}" if part in kinds else f"`{part}`"
-                    yield (
-                        f"aggregates[{i}].keys[{j}]: a single-valued categorical feature, or the key column of user or "
-                        f"item, is expected. Received: {what}. Known: {', '.join(known) or 'none'}."
+    def features(self, key: tuple[str, ...]) -> Iterator[AggregateFeature]:
+        """The features of one of the keys."""
+        for task in self.tasks:
+            for window in self.windows:
+                for statistic in ("rate", "count"):
+                    yield AggregateFeature(
+                        name=f"{'_'.join(key)}_{task}_{window}_{statistic}",
+                        type="numeric",
+                        buckets=self.buckets,
+                        dim=self.dim,
+                        key=key,
+                        task=task,
+                        window=window,
+                        statistic=statistic,  # type: ignore[arg-type]
+                        smoothing=self.smoothing,
                     )
-        for task in block.tasks:
-            if task not in spec.task_names:
-                names = ", ".join(spec.task_names)
-                yield f"aggregates[{i}].tasks: the name of a task is expected. Received: `{task}`. Known: {names}."
-        if block.timezone != spec.aggregates[0].timezone:
-            yield (
-                f"aggregates[{i}].timezone: one time zone in all blocks is expected, as a day is the same for all. "
-                f"Received: `{block.timezone}`, but `{spec.aggregates[0].timezone}` in aggregates[0]. Make them equal."
-            )

@@ -12,21 +12,19 @@ import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
-    StringConstraints,
+    SerializeAsAny,
     field_validator,
     model_validator,
 )
 
 from transform.errors import SpecError
+from transform.feature_types.base import Feature
+from transform.section import Name, Section
 
 SPLITS = ("train", "eval", "test")
-NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 def _split_value(value: Any) -> Any:
@@ -36,12 +34,6 @@ def _split_value(value: Any) -> Any:
 
 
 SplitValue = Annotated[int | str, BeforeValidator(_split_value)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, objects are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Files(Section):
@@ -234,106 +226,17 @@ class Task(Section):
     """Another task: where its label is not 1, this one is missing."""
 
 
-class Vocabulary(Section):
-    """How the values of a categorical feature become ids: a list learned from the train split, or hashes."""
-
-    name: Name | None = Field(None, examples=["item"])
-    """Features that name one vocabulary share it, and the embeddings. The feature's own name by default."""
-    top_k: PositiveInt | None = Field(None, examples=[200_000])
-    """Only the most frequent values are kept, so many. All by default."""
-    min_frequency: PositiveInt | None = Field(None, examples=[5])
-    """Only values that occur at least so often are kept. All by default."""
-    oov: int = Field(1, ge=0, examples=[4])
-    """The number of ids that all other values share by their hash. With 0 they are as if missing."""
-    hash_buckets: int | None = Field(None, ge=2, examples=[1_000_000])
-    """Instead of a list: a value's id is its hash, and values may share one. It is for ids so many, or so new, that a
-    list of them would be too long or too old. Excludes `top_k`, `min_frequency` and `oov`."""
-
-
-Period = Literal["hour", "day", "week"]
-
-# The keys of a feature that have a meaning for some types only.
-_OPTIONS = {
-    "categorical": {"vocabulary"},
-    "categorical_set": {"vocabulary", "separator"},
-    "numeric": {"transform", "buckets"},
-    "time": {"periods", "utc_offset"},
-}
-
-
-class Feature(Section):
-    """One input. Options that have no meaning for its type are refused. An empty value is missing."""
-
-    name: Name = Field(examples=["duration"])
-    """The feature's name: that of an input of the served model."""
-    type: Literal["categorical", "categorical_set", "numeric", "time"] = Field(examples=["numeric"])
-    """What the column holds. A set is several values in one, for candidates alone; a time is in epoch milliseconds."""
-    column: str | None = Field(None, examples=["duration_ms"])
-    """The column that holds it. The feature's name by default."""
-    vocabulary: Vocabulary | None = Field(None, examples=["item", {"min_frequency": 5}])
-    """How values become ids, for `categorical` and `categorical_set`; a name alone is short for `{name: ...}`."""
-    dim: PositiveInt = Field(16, examples=[8])
-    """The width of the embedding of ids or of quantile buckets."""
-    transform: Literal["z", "log_z", "quantiles", "identity"] = Field("z", examples=["quantiles"])
-    """What becomes of a number: `z` standard deviations from its mean; `log_z` the same of sign(x) log(1 + |x|);
-    `quantiles` an embedding of its quantile bucket; `identity` itself. A missing one becomes 0, which for `z` and
-    `log_z` is the mean, or has a bucket of its own."""
-    buckets: int = Field(10, ge=2, examples=[20])
-    """The number of quantile buckets."""
-    separator: str = Field(",", examples=["|"])
-    """What stands between the values of a set. Lists in Parquet files need none."""
-    periods: tuple[Period, ...] = Field(("day", "week"), min_length=1, examples=[["hour", "day"]])
-    """A model gets where a time lies in each of them, as a sine and a cosine. Weeks begin on Monday."""
-    utc_offset: float = Field(0.0, ge=-12, le=14, examples=[8])
-    """By how many hours days and weeks begin before they do in UTC."""
-    pick: Literal["first"] | None = Field(None, examples=["first"])
-    """For user and context features from the log that change within a request: take the first impression's value.
-    By default such a feature stops the run."""
-
-    @field_validator("vocabulary", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _options_fit_type(self) -> Feature:
-        foreign = set().union(*_OPTIONS.values()) - _OPTIONS[self.type]
-        wrong = sorted(foreign & self.model_fields_set)
-        if wrong:
-            raise ValueError(f"`{wrong[0]}` has no meaning for type `{self.type}`. Remove it, or change the type")
-        return self
-
-    @property
-    def source_column(self) -> str:
-        """The column that holds the feature."""
-        return self.column or self.name
-
-    @property
-    def vocabulary_name(self) -> str:
-        """The name of a categorical feature's vocabulary: the feature's own unless it shares one."""
-        return (self.vocabulary and self.vocabulary.name) or self.name
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """What a number becomes, one column for each."""
-        return (self.transform,)
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """The names of the model's columns that the feature becomes: one, but two for each period of a time."""
-        if self.type != "time":
-            return (self.name, f"{self.name}_bucket")[: len(self.transforms)]
-        return tuple(f"{self.name}_{period}_{function}" for period in self.periods for function in ("sin", "cos"))
+Inputs = tuple[SerializeAsAny[Feature], ...]  # written with the options of their types
 
 
 class Features(Section):
     """The inputs, by what they describe."""
 
-    user: tuple[Feature, ...] = Field(min_length=1, examples=[[{"name": "user_id", "type": "categorical"}]])
+    user: Inputs = Field(min_length=1, examples=[[{"name": "user_id", "type": "categorical"}]])
     """What is known of the user: from the user table, or else the log."""
-    context: tuple[Feature, ...] = Field((), examples=[[{"name": "device", "type": "categorical", "pick": "first"}]])
+    context: Inputs = Field((), examples=[[{"name": "device", "type": "categorical", "pick": "first"}]])
     """What is known of the request, the same for all its candidates: from the log."""
-    candidate: tuple[Feature, ...] = Field(
+    candidate: Inputs = Field(
         min_length=1,
         examples=[
             [

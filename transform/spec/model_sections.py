@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -17,7 +16,7 @@ from pydantic import (
 )
 
 from transform.import_path import IMPORT_PATH, is_import_path
-from transform.spec.data_sections import NAME_PATTERN, Name, Section
+from transform.section import NAME_PATTERN, Name, Section
 from transform.spec.metric_table import METRIC_PATTERN, direction_expected, find_metric
 
 COMPONENT_PATTERN = rf"{NAME_PATTERN}|^{IMPORT_PATH}$"
@@ -25,10 +24,10 @@ ComponentName = Annotated[str, StringConstraints(pattern=COMPONENT_PATTERN)]
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
 
 
-class Component(BaseModel):
+class Component(Section):
     """Something that is chosen by name. All other keys are its settings, which its constructor checks."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     name: ComponentName
     """The name it is registered with, or the import path of a class of your own, `package.module:Name`."""

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from transform.errors import SpecError
+from transform.feature_types.aggregate import AggregateFeature
+from transform.feature_types.base import Feature
+from transform.section import Name, Section
 from transform.spec import data_sections as sections
-from transform.spec.aggregates import Aggregate, AggregateFeature, aggregate_features
-from transform.spec.metric_table import metric_expected
+from transform.spec.aggregates import Aggregate
 from transform.spec.model_sections import Evaluation, Model, Serving, Training
-from transform.spec.references import broken_imports, broken_references
 from transform.spec.score_formula import parse_score
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-5` as a number, as JSON and everyone else do, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                problem = f"the key `{key}` stands twice in one section"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-class RankingSpec(sections.Section):
+class RankingSpec(Section):
     """A ranking problem: data, requests, splits, tasks, features, and how to model and judge it.
 
-    Frozen. Read it with `RankingSpec.load(path)`, which turns every mistake in the file into one `SpecError`.
+    Frozen. Read it with `loading.load_spec(path)`, which turns every mistake in the file into one `SpecError`.
     """
 
-    name: sections.Name = Field(examples=["kuairand"])
+    name: Name = Field(examples=["kuairand"])
     """The problem's name: that of the pipeline, and of the folder that models are pushed to."""
     data: sections.Data = Field(
         examples=[
@@ -107,57 +84,10 @@ class RankingSpec(sections.Section):
     serving: Serving = Field(Serving(), examples=[{"max_candidates": 1000}])
     """What it takes and gives where it is served, see [serving.md](serving.md)."""
 
-    # === Reading and writing ===
-
-    @classmethod
-    def load(cls, path: str | Path) -> RankingSpec:
-        """Reads and checks a spec file.
-
-        What the file names by an import path is imported too, to be checked. `parse` does not import it: a spec that
-        is handed on, as inside an exported model, is read where the user's own code may not be installed.
-
-        Args:
-            path: str or Path. A YAML file.
-
-        Returns:
-            The spec.
-
-        Raises:
-            SpecError: when the file can't be read, is no YAML, breaks the data contract, or names code that can't be
-                imported.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: a readable YAML file in UTF-8 is expected. Received: {error}.") from error
-        spec = cls.parse(text, origin=str(path))
-        problems = [f"{path}: {problem}" for problem in broken_imports(spec)]
-        if problems:
-            raise SpecError("\n".join(problems))
-        return spec
-
-    @classmethod
-    def parse(cls, text: str, origin: str = "spec") -> RankingSpec:
-        """Reads and checks a spec given as YAML (or JSON) text; `origin` names it in error messages."""
-        try:
-            content = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            # the first line says what, the rest where; the name of the text is PyYAML's own
-            told = " ".join(str(error).replace(' in "<unicode string>",', " in").split())
-            raise SpecError(f"{origin}: YAML is expected. Received: {told}. Correct the line.") from error
-        if not isinstance(content, dict):
-            raise SpecError(f"{origin}: a mapping with `name`, `data`, `tasks` ... is expected. Received: {content!r}.")
-        try:
-            spec = cls.model_validate(content)
-        except ValidationError as error:
-            raise SpecError("\n".join(_describe(origin, problem) for problem in _causes(error.errors()))) from error
-        problems = [f"{origin}: {problem}" for problem in broken_references(spec)]
-        if problems:
-            raise SpecError("\n".join(problems))
-        return spec.with_as_of(spec.split.as_of)
+    # === Writing and changing ===
 
     def to_json(self) -> str:
-        """Canonical JSON: equal specs give equal text, and `parse` reads it back."""
+        """Canonical JSON: equal specs give equal text, and `loading.parse_spec` reads it back."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         model = self.model.model_dump(mode="json", exclude_defaults=True)
         content["model"] = {"name": self.model.name, **model}
@@ -223,98 +153,48 @@ class RankingSpec(sections.Section):
         names = [f.name for f in self.features.candidate if f.source_column == self.item_key]
         return names[0] if names else None
 
-    def declared_features(self) -> Iterator[tuple[str, sections.Feature]]:
+    def declared_features(self) -> Iterator[tuple[str, Feature]]:
         """The features of the section `features`, with the name of their group: what columns hold."""
         for group in ("user", "context", "candidate"):
             for feature in getattr(self.features, group):
                 yield group, feature
 
-    def feature_groups(self) -> Iterator[tuple[str, sections.Feature]]:
+    def feature_groups(self) -> Iterator[tuple[str, Feature]]:
         """All features with the name of their group; in each, counting features follow those of the file."""
-        derived = [(group, feature) for _, group, feature in aggregate_features(self)]
+        derived = [(group, feature) for _, group, feature in self.aggregate_features()]
         for group in ("user", "context", "candidate"):
             yield from ((group, feature) for feature in getattr(self.features, group))
             yield from (pair for pair in derived if pair[0] == group)
 
-    def candidate_features(self) -> list[sections.Feature]:
+    def candidate_features(self) -> list[Feature]:
         """The features of candidates, in the order of `feature_groups`."""
         return [feature for group, feature in self.feature_groups() if group == "candidate"]
 
     def counting_features(self) -> list[AggregateFeature]:
         """The features that follow from the section `aggregates`, in the order of the file."""
-        return [feature for _, _, feature in aggregate_features(self)]
+        return [feature for _, _, feature in self.aggregate_features()]
 
+    def aggregate_features(self) -> Iterator[tuple[int, str, AggregateFeature]]:
+        """The counting features in the order of the file: the block's index, the group, the feature.
 
-def _causes(problems: list[Any]) -> list[Any]:
-    """The problems without those that only follow from others: a list whose one element is wrong is no short list."""
-    places = [problem["loc"] for problem in problems]
-    return [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short"
-        or not any(place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"] for place in places)
-    ]
+        A key with a part of the candidate is the candidate's, else one with a part of the context is the context's,
+        else it is the user's.
+        """
+        for index, block in enumerate(self.aggregates):
+            for key in block.keys:
+                groups = {self.key_part_group(part) for part in key}
+                group = next((name for name in ("candidate", "context") if name in groups), "user")
+                yield from ((index, group, feature) for feature in block.features(key))
 
+    def key_part_group(self, part: str) -> str | None:
+        """The group of a part of a key: that of the feature, else of the key column; None for an unknown part."""
+        groups = {feature.name: group for group, feature in self.declared_features()}
+        columns = {self.item_key: "candidate", self.user_key: "user"}
+        return groups.get(part) or columns.get(part)
 
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
-
-
-def _describe(origin: str, problem: Any) -> str:
-    """One pydantic problem as path in the file, what was expected, what was received and the cure."""
-    location = list(problem["loc"])
-    path = _path(location)
-    kind, received = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, 1)
-        cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
-        return f"{origin}: {path}: a known key is expected. Received: `{location[-1]}`. {cure}"
-    if kind == "missing":
-        cure = "Give the pair [first, last]." if isinstance(location[-1], int) else f"Add the key `{location[-1]}`."
-        return f"{origin}: {path}: a value is expected. Received: nothing. {cure}"
-    text = problem["msg"].removeprefix("Value error, ")
-    if kind == "string_pattern_mismatch":
-        is_name = problem["ctx"]["pattern"] == sections.NAME_PATTERN
-        text = "a name in lower-case letters, digits and _ is expected, as `my_name`" if is_name else metric_expected()
-    elif kind == "tuple_type":
-        text = "a list is expected, as [a, b]"
-    elif (what := kind.partition("_")[0]) in _TYPES and kind.endswith(
-        ("_type", "_parsing", "_parsing_size", "_from_float")
-    ):
-        text = f"{_TYPES[what]} is expected"
-    elif kind == "literal_error":
-        near = difflib.get_close_matches(str(received), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
-        cure = f" Did you mean `{near[0]}`?" if near else ""
-        return f"{origin}: {path}: {problem['ctx']['expected']} is expected. Received: {_short(received)}.{cure}"
-    return f"{origin}: {path}: {text}. Received: {_short(received)}."
-
-
-def _path(location: list[str | int]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path or "(the whole file)"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _known_keys(location: list[str | int]) -> list[str]:
-    """The keys of the section at a place in the file."""
-    annotation: Any = RankingSpec
-    for part in location:
-        if isinstance(part, int):
-            continue
-        fields = getattr(annotation, "model_fields", {})
-        annotation = _section_class(fields[part].annotation) if part in fields else annotation
-    return sorted(getattr(annotation, "model_fields", {}))
-
-
-def _section_class(annotation: Any) -> Any:
-    """The section class inside an annotation such as `tuple[Task, ...]` or `Past | None`."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    inner = [_section_class(part) for part in getattr(annotation, "__args__", ())]
-    return next((part for part in inner if part is not None), None)
+    def carried_columns(self) -> dict[str, str]:
+        """The key columns that are parts of keys and no features, with their group."""
+        names = {feature.name for _, feature in self.declared_features()}
+        keys = [key for block in self.aggregates for key in block.keys]
+        parts = dict.fromkeys(part for key in keys for part in key if part not in names)
+        return {part: group for part in parts if (group := self.key_part_group(part))}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transform.errors import SpecError
-from transform.spec.aggregates import aggregate_features, aggregate_problems, carried_columns
+from transform.feature_types.base import feature_types, one_of
 from transform.spec.metric_table import direction_expected, find_metric
-
-if TYPE_CHECKING:
-    from transform.spec.ranking_spec import RankingSpec
+from transform.spec.ranking_spec import RankingSpec
 
 RESERVED_NAMES = frozenset(
     {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
@@ -26,7 +24,7 @@ def broken_references(spec: RankingSpec) -> Iterator[str]:
     yield from _task_problems(spec)
     yield from _feature_problems(spec)
     yield from _sequence_problems(spec)
-    yield from aggregate_problems(spec)
+    yield from _aggregate_problems(spec)
     yield from _evaluation_problems(spec)
     yield from _serving_problems(spec)
 
@@ -65,19 +63,17 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
     for group in ("user", "context", "candidate"):
         named += [(f"features.{group}[{i}]", f.name) for i, f in enumerate(getattr(spec.features, group))]
     named += [(f"sequences[{i}]", sequence.name) for i, sequence in enumerate(spec.sequences)]
-    named += [("aggregates", column) for column in carried_columns(spec)]
+    named += [("aggregates", column) for column in spec.carried_columns()]
     derived = []
     for i, sequence in enumerate(spec.sequences):
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in (*sequence.features, *sequence.feedback)]
         derived += [(f"sequences[{i}]", f"{sequence.name}_{part}") for part in ("mask", "length")]
-    derived += [(f"feature `{f.name}`", f"{f.name}_length") for _, f in spec.declared_features() if "set" in f.type]
     for _, feature in spec.declared_features():
-        if feature.type == "time":
-            in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
-            names = [prefix + name for prefix in ["", *in_sequences] for name in feature.column_names]
-            derived += [(f"feature `{feature.name}`", name) for name in names]
-    for i, _, counting in aggregate_features(spec):
-        derived += [(f"aggregates[{i}]", name) for name in counting.column_names]
+        in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
+        names = [prefix + name for prefix in ["", *in_sequences] for name in feature.derived_names()]
+        derived += [(f"feature `{feature.name}`", name) for name in names]
+    for i, _, counting in spec.aggregate_features():
+        derived += [(f"aggregates[{i}]", name) for name in (counting.name, *counting.derived_names())]
     for i, feature in enumerate(spec.features.context):
         if feature.name.startswith(RESERVED_FOR_CONTEXT):
             yield (
@@ -131,27 +127,18 @@ def _feature_problems(spec: RankingSpec) -> Iterator[str]:
                 f"{place}: an input known before the impression is expected. Received: column "
                 f"`{feature.source_column}`, {outcomes[feature.source_column]}. Remove the feature: it would leak."
             )
-        if feature.type == "categorical_set" and group != "candidate":
-            yield f"{place}: type `categorical` or `numeric` is expected here. Received: `categorical_set`."
+        if not feature.single_valued and group != "candidate":
+            known = [f"`{name}`" for name, cls in feature_types().items() if cls.single_valued]
+            yield f"{place}: type {one_of(known)} is expected here. Received: `{feature.type}`."
         if feature.pick and group == "candidate":
             yield f"{place}: `pick` belongs to user and context features. Remove it."
-        if feature.type in ("categorical", "categorical_set"):
-            table = feature.vocabulary_name
-            asked = {"dim": feature.dim}
-            if feature.vocabulary:
-                asked.update({key: getattr(feature.vocabulary, key) for key in feature.vocabulary.model_fields_set})
-            if asked.get("hash_buckets") and asked.keys() & {"top_k", "min_frequency", "oov"}:
+        for (table, key), value in feature.shared_settings().items():
+            first, expected = settings.setdefault((table, key), (feature.name, value))
+            if value != expected:
                 yield (
-                    f"{place}.vocabulary: either `hash_buckets`, or a learned vocabulary with `top_k`, `min_frequency` "
-                    "and `oov`, is expected. Received: both. Remove one."
+                    f"{place}: features that share vocabulary `{table}` need one {key}. Received: {value}, "
+                    f"but {expected} in `{first}`. Make them equal."
                 )
-            for key in [key for key in ("dim", "top_k", "min_frequency", "oov", "hash_buckets") if key in asked]:
-                first, value = settings.setdefault((table, key), (feature.name, asked[key]))
-                if value != asked[key]:
-                    yield (
-                        f"{place}: features that share vocabulary `{table}` need one {key}. Received: {asked[key]}, "
-                        f"but {value} in `{first}`. Make them equal."
-                    )
 
 
 def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
@@ -163,7 +150,7 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
         for name in sequence.features:
             if name not in candidates:
                 yield _unknown(f"sequences[{i}].features", "a candidate feature", name, candidates)
-            elif candidates[name].type == "categorical_set":
+            elif not candidates[name].single_valued:
                 yield f"sequences[{i}].features: single-valued features are expected. Received: `{name}`, a set."
         for key, value in [("feedback", name) for name in sequence.feedback] + [("where", sequence.where)]:
             if value is not None and value not in tasks:
@@ -188,12 +175,42 @@ def _sequence_problems(spec: RankingSpec) -> Iterator[str]:
             yield _unknown("data.past.feedback", "a task", task, tasks)
 
 
+def _aggregate_problems(spec: RankingSpec) -> Iterator[str]:
+    """What the blocks refer to and do not find, each with its cure."""
+    features = {feature.name: feature for _, feature in spec.declared_features()}
+    columns = [column for column in (spec.user_key, spec.item_key) if column]
+    known = [name for name, feature in features.items() if feature.aggregate_key]
+    known += [column for column in columns if column not in features]
+    kinds = {**{name: f"a {f.type} feature" for name, f in features.items()}, **dict.fromkeys(columns, "a key column")}
+    types = one_of(name for name, cls in feature_types().items() if cls.aggregate_key)
+    kinds.update({sequence.name: "a sequence" for sequence in spec.sequences})
+    for i, block in enumerate(spec.aggregates):
+        for j, key in enumerate(block.keys):
+            for part in key:
+                if part not in known:
+                    what = f"`{part}`, {kinds[part]}" if part in kinds else f"`{part}`"
+                    yield (
+                        f"aggregates[{i}].keys[{j}]: a single-valued {types} feature, or the key column of user or "
+                        f"item, is expected. Received: {what}. Known: {', '.join(known) or 'none'}."
+                    )
+        for task in block.tasks:
+            if task not in spec.task_names:
+                names = ", ".join(spec.task_names)
+                yield f"aggregates[{i}].tasks: the name of a task is expected. Received: `{task}`. Known: {names}."
+        if block.timezone != spec.aggregates[0].timezone:
+            yield (
+                f"aggregates[{i}].timezone: one time zone in all blocks is expected, as a day is the same for all. "
+                f"Received: `{block.timezone}`, but `{spec.aggregates[0].timezone}` in aggregates[0]. Make them equal."
+            )
+
+
 def _evaluation_problems(spec: RankingSpec) -> Iterator[str]:
-    single = [f.name for _, f in spec.feature_groups() if f.type in ("categorical", "numeric")]
+    sliceable = [f.name for _, f in spec.feature_groups() if f.sliceable]
+    what = f"a {one_of(name for name, cls in feature_types().items() if cls.sliceable)} feature"
     for i, names in enumerate(spec.evaluation.slices):
         for name in names:
-            if name not in single:
-                yield _unknown(f"evaluation.slices[{i}]", "a categorical or numeric feature", name, single)
+            if name not in sliceable:
+                yield _unknown(f"evaluation.slices[{i}]", what, name, sliceable)
     for name in spec.evaluation.gates:
         if name not in (*spec.task_names, "default"):
             yield _unknown(f"evaluation.gates.{name}", "a task (or `default`)", name, spec.task_names)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.export.exporter import load_spec, newest_version
+from serving.export.exporter import load_exported_spec, newest_version
 from tests.testing.raw_requests import constants, raw_inputs, request_examples
 from transform.errors import DataError
 from transform.features import request_example
@@ -181,11 +181,11 @@ def test_transform_features_are_transforms(small, signatures):
 
 def test_export_brings_its_spec_and_leaves_nothing_half_written(small, exported):
     path = Path(exported.path)
-    assert load_spec(str(path)) == exported.spec
+    assert load_exported_spec(str(path)) == exported.spec
     assert [entry.name for entry in path.parent.iterdir()] == ["1"]
     assert newest_version(str(path.parent)) == str(path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(DataError, match="exported ranking model"):
-        load_spec(str(tmp_path))
+        load_exported_spec(str(tmp_path))

@@ -23,12 +23,13 @@ from tfx_pipeline.components.atomic_pusher import AtomicPusherExecutor
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from transform.errors import DataError
 from transform.spec.data_sections import Task
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RankingSpec:
-    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    return load_spec(small_problem.write_spec(tmp_path / "small.yaml"))
 
 
 def model_artifact(folder: Path, number: int, spec: RankingSpec) -> standard_artifacts.Model:

@@ -34,10 +34,10 @@ from transform.features.request_example import (
     mask_key,
     raw_schema,
 )
+from transform.spec.loading import parse_spec
 from transform.spec.model_sections import Gate
-from transform.spec.ranking_spec import RankingSpec
 
-SPEC = RankingSpec.parse("""
+SPEC = parse_spec("""
 name: toy
 data: {impressions: {files: [log.csv]}, tables: {user: {key: user}, item: {key: item}}}
 request: {id: request, time: time}

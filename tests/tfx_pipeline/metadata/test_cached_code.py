@@ -19,12 +19,13 @@ from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.pipeline import create_pipeline
 from transform.features.request_example import raw_schema
 from transform.source_hash import source_files
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RankingSpec:
-    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    return load_spec(small_problem.write_spec(tmp_path / "small.yaml"))
 
 
 def test_code_version_sees_every_edit_in_a_package(tmp_path, monkeypatch):
@@ -57,7 +58,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 @pytest.mark.slow
 def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
     def after(**changes):
-        return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
+        return load_spec(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
 
     before = cache_keys(spec, tmp_path)
     assert changed(before, cache_keys(after(), tmp_path)) == set()
@@ -110,7 +111,7 @@ def test_an_edit_of_a_metric_of_ones_own_reaches_what_measures_it(tmp_path, monk
         "mine = Metric('mine', 'higher', best=1.0, bound=0.0, function=lambda scores: scores.mean())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "own.yaml", **{section: changes[section]}))
+    spec = load_spec(small_problem.write_spec(tmp_path / "own.yaml", **{section: changes[section]}))
     before = cache_keys(spec, tmp_path)
     module.write_text(module.read_text().replace("mean", "max"))
     assert changed(before, cache_keys(spec, tmp_path)) == {node}

@@ -21,7 +21,7 @@ from tests.testing.tiers import costly
 from tfx_pipeline.metadata.interrupted import clear_interrupted
 from tfx_pipeline.runners.airflow.settings import AirflowSettings
 from transform.errors import PipelineError
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 DATE = "{{ (data_interval_end - macros.timedelta(days=1)) | ds }}"
 needs_airflow = pytest.mark.skipif(
@@ -132,7 +132,7 @@ def test_relative_splits_wait_for_the_date_that_airflow_fills_in(bags):
     assert waiting == {"ImpressionExampleGen", "Transform", "Trainer", "Baselines"}
     spec_text = ast.literal_eval(moving["properties"]["Baselines"])["spec"]
     assert DATE in spec_text
-    spec = RankingSpec.parse(spec_text.replace(DATE, "2022-05-05"))
+    spec = parse_spec(spec_text.replace(DATE, "2022-05-05"))
     assert spec.split.ranges()["train"] == ("2022-04-29", "2022-05-03")
 
 

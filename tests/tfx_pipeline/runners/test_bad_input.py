@@ -184,7 +184,7 @@ def few_inputs(place):
 
 def vocabulary_above_its_limit(place):
     few_inputs(place)
-    place.stack.enter_context(mock.patch("transform.features.model_inputs.LARGEST_VOCABULARY", 30))
+    place.stack.enter_context(mock.patch("transform.feature_types.categorical.LARGEST_VOCABULARY", 30))
 
 
 def negative_weight(place):

@@ -22,7 +22,7 @@ from tests.testing.repository import repository
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.pipeline import create_pipeline
 from tfx_pipeline.runners.kubeflow import NOTES, main
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +178,6 @@ def test_what_differs_is_said(tmp_path, capsys):
 
 
 def test_nothing_of_the_output_is_written_when_a_managed_pipeline_is_put_together(tmp_path):
-    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    spec = load_spec(small_problem.write_spec(tmp_path / "small.yaml"))
     create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out"), target="vertex"))
     assert not (tmp_path / "out").exists()

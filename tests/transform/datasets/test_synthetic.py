@@ -14,7 +14,7 @@ from transform.datasets.synthetic import main, write
 from transform.datasets.synthetic_draw import Sizes, generate
 from transform.datasets.synthetic_truth import SCENARIOS, TASKS, History, Requests
 from transform.errors import UserError
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 SCENARIO_NAMES = tuple(SCENARIOS)
 TINY = Sizes(train_requests=120, eval_requests=10, test_requests=30, users=20, items=60, past_events=30)
@@ -77,7 +77,7 @@ def test_the_knob_leaves_users_items_requests_and_noise_alone(tmp_path, scenario
 
 def test_the_spec_loads_and_names_no_truth(tiny):
     folder, dataset = tiny
-    spec = RankingSpec.load(folder / "spec.yaml")
+    spec = load_spec(folder / "spec.yaml")
     scenario = dataset.world.scenario
     assert (spec.name, spec.task_names) == (f"synthetic_{scenario.name}", TASKS)
     assert spec.to_json().count("truth") == 0 and "p_" not in spec.to_json().replace("top_k", "")
@@ -300,7 +300,7 @@ def test_context_is_constant_and_the_past_is_over(tiny):
 
 def test_built_requests_know_what_the_truth_knew(tiny):
     folder, dataset = tiny
-    requests, counts = plain_requests(RankingSpec.load(folder / "spec.yaml"), folder)
+    requests, counts = plain_requests(load_spec(folder / "spec.yaml"), folder)
     assert {split: counts[f"{split}_requests"] for split in dataset.sizes.requests} == dataset.sizes.requests
     assert counts["impressions_read"] == dataset.requests.mask.sum()
     unwanted = ("duplicates_dropped", "impressions_without_item_row", "impressions_outside_splits")

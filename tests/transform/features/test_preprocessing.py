@@ -12,21 +12,19 @@ from tests.testing import analysis
 from tests.testing.analysis import analysed, encoded
 from tests.testing.toy_requests import toy_spec
 from transform.errors import DataError
+from transform.feature_types.categorical import LARGEST_VOCABULARY
 from transform.features import request_example
 from transform.features.batching import LabelCounts, count_labels, count_requests, request_batches
 from transform.features.dataset import parse_transformed, to_batch, to_targets, transformed_dtypes
 from transform.features.model_inputs import (
-    LARGEST_VOCABULARY,
     ModelInputs,
     columns,
-    oov_buckets,
     table_rows,
-    vocabularies,
 )
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import parse_spec
 
 NAN = math.nan
-SPEC = RankingSpec.parse("""
+SPEC = parse_spec("""
 name: toy
 data: {impressions: {files: [log.csv]}, tables: {user: {key: user}, item: {key: item}}}
 request: {id: request, time: time}
@@ -584,8 +582,7 @@ def test_oov_buckets_are_what_one_of_the_features_asks_for(settings, expected):
         f"features.candidate.{place}.vocabulary": {"name": "shared", **(asked or {})}
         for place, asked in enumerate(settings)
     }
-    for spec in (toy_spec(changes), RankingSpec.parse(toy_spec(changes).to_json())):
-        assert oov_buckets(vocabularies(spec)["shared"]) == expected
+    for spec in (toy_spec(changes), parse_spec(toy_spec(changes).to_json())):
         assert table_rows(spec, lambda name: 10)["shared"] == 11 + expected
 
 

@@ -30,7 +30,7 @@ from transform.errors import DataError
 from transform.features import request_example
 from transform.ingest.aggregates import counter, export
 from transform.ingest.beam_requests import RequestExamples
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec, parse_spec
 
 pytestmark = pytest.mark.once
 
@@ -85,7 +85,7 @@ def real():
     """Spec, data folder, requests by id, and the events that pandas finds in the files."""
     folder = REPOSITORY / "data" / "kuairand_pure_mini"
     content = yaml.safe_load((REPOSITORY / "data" / "kuairand_mini.yaml").read_text())
-    spec = RankingSpec.parse(yaml.safe_dump({**content, "aggregates": REAL_BLOCKS}))
+    spec = parse_spec(yaml.safe_dump({**content, "aggregates": REAL_BLOCKS}))
     files = {name: pd.read_csv(folder / file, dtype=str, keep_default_na=False) for name, file in REAL_FILES.items()}
     log = files["log"].drop_duplicates()
     assert len(log) > 10_000
@@ -509,7 +509,7 @@ def test_from_the_shell_a_table_a_key_with_a_row_for_the_unseen(toy, tmp_path, c
     assert sorted(os.listdir(tmp_path / "table")) == ["aggregates.json", "item.parquet"]
     assert json.loads((tmp_path / "table" / "aggregates.json").read_text())["as_of"] == "2022-04-27"
     table = pd.read_parquet(tmp_path / "table" / "item.parquet").set_index("item")
-    spec = RankingSpec.load(toy[0])
+    spec = load_spec(toy[0])
     assert list(table) == [feature.name for feature in spec.counting_features()]
     assert table.loc["a", "item_click_all_count"] == 3
     assert table.loc["a", "item_click_all_rate"] == pytest.approx(rate(2, 3, 2, 4))
@@ -527,7 +527,7 @@ def test_a_table_of_the_first_day_holds_the_unseen_alone(toy, tmp_path):
 
 @pytest.mark.slow
 def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
-    spec = RankingSpec.load(toy[0])
+    spec = load_spec(toy[0])
     assert exported(toy, tmp_path / "table") == 0
     found, seen = {}, {}
     import apache_beam as beam
@@ -613,7 +613,7 @@ def test_a_log_without_labels_needs_a_table(toy):
     rows = [{key: value for key, value in row.items() if key not in ("clicked", "liked", "shared")} for row in LOG]
     write_csv(toy[1] / "log.csv", rows)
     with pytest.raises(DataError, match="a log with labels to count, or an exported table"):
-        RequestExamples(RankingSpec.load(toy[0]), str(toy[1]), for_scoring=True)
+        RequestExamples(load_spec(toy[0]), str(toy[1]), for_scoring=True)
 
 
 def test_days_are_those_of_the_calendar():

@@ -7,6 +7,7 @@ import pytest
 from tests.testing import small_problem
 from transform.errors import DataError
 from transform.ingest.check_counts import check_counts
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 pytestmark = pytest.mark.once
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def spec(tmp_path: Path) -> RankingSpec:
-    return RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    return load_spec(small_problem.write_spec(tmp_path / "small.yaml"))
 
 
 GOOD_COUNTS = {

@@ -7,7 +7,7 @@ from tests.testing.toy_requests import edited, impression, plain_requests, toy_s
 from transform.errors import DataError, SpecError
 from transform.ingest.beam_requests import RequestExamples
 from transform.ingest.split_dates import resolve_splits
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec, parse_spec
 
 RELATIVE = {"by": "day", "date_format": "YYYYMMDD", "train": [-3, -2], "eval": [-1, -1], "test": [0, 0]}
 LITERAL = {"by": "day", "train": [20220227, 20220228], "eval": [20220301, 20220301], "test": [20220302, 20220302]}
@@ -36,15 +36,15 @@ def test_a_date_in_the_file_is_resolved_on_reading():
     waiting = toy_spec({"split": RELATIVE})
     split = waiting.split.model_copy(update={"as_of": "{{ ds }}"})
     text = waiting.model_copy(update={"split": split}).data_part().to_json()
-    rendered = RankingSpec.parse(text.replace("{{ ds }}", "2022-03-02"))
+    rendered = parse_spec(text.replace("{{ ds }}", "2022-03-02"))
     assert rendered.split == toy_spec({"split": LITERAL}).split
     with pytest.raises(SpecError, match="a date written as YYYY-MM-DD is expected"):
-        RankingSpec.parse(text)
+        parse_spec(text)
 
 
 def test_an_unresolved_spec_reads_back_as_itself():
     spec = toy_spec({"split": RELATIVE})
-    assert RankingSpec.parse(spec.to_json()) == spec
+    assert parse_spec(spec.to_json()) == spec
 
 
 def test_requests_fall_into_the_splits_of_the_date(tmp_path):
@@ -97,5 +97,5 @@ def test_the_shipped_spec_has_a_relative_form_that_means_the_same(request):
     path = request.config.rootpath / "data" / "kuairand_mini.yaml"
     content = yaml.safe_load(path.read_text())
     relative = {"by": "date", "date_format": "YYYYMMDD", "train": [-10, -3], "eval": [-2, -2], "test": [-1, 0]}
-    spec = RankingSpec.parse(yaml.safe_dump(edited(content, {"split": relative})))
-    assert resolve_splits(spec, str(path.parent / "kuairand_pure_mini")) == RankingSpec.load(path)
+    spec = parse_spec(yaml.safe_dump(edited(content, {"split": relative})))
+    assert resolve_splits(spec, str(path.parent / "kuairand_pure_mini")) == load_spec(path)

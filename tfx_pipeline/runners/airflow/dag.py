@@ -19,7 +19,7 @@ from tfx_pipeline.runners.airflow.report import add_report
 from tfx_pipeline.runners.airflow.settings import AirflowSettings
 from tfx_pipeline.runners.arguments import beam_options
 from transform.errors import PipelineError, UserError
-from transform.spec.ranking_spec import RankingSpec
+from transform.spec.loading import load_spec
 
 AS_OF = "{{ (data_interval_end - macros.timedelta(days=1)) | ds }}"
 """The as-of date of a run, which Airflow fills in: the last whole day of its interval."""
@@ -41,7 +41,7 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
     Raises:
         UserError: when the spec or the schedule is wrong.
     """
-    spec = RankingSpec.load(settings.spec).with_seed(settings.seed)
+    spec = load_spec(settings.spec).with_seed(settings.seed)
     if spec.split.date_format:
         spec = spec.model_copy(update={"split": spec.split.model_copy(update={"as_of": AS_OF})})
     beam = beam_options(settings.beam_args)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from transform.errors import PipelineError
-from transform.spec.data_sections import Section
+from transform.section import Section
 
 SHIPPED_DATA = Path(__file__).resolve().parents[3] / "data"
 

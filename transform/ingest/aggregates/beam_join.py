@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from transform.errors import DataError
 from transform.ingest.aggregates.counter import OVERALL, Counting, Key, Timeline, add_counts
-from transform.spec.aggregates import EVERYTHING, carried_columns
+from transform.spec.aggregates import EVERYTHING
+from transform.spec.loading import parse_spec
 from transform.spec.ranking_spec import RankingSpec
 
 EVENTS = "events"
@@ -116,7 +117,7 @@ class _OfSpec(beam.DoFn):
         self._spec_json = spec.to_json()
 
     def setup(self) -> None:
-        self._spec = RankingSpec.parse(self._spec_json)
+        self._spec = parse_spec(self._spec_json)
         self._counting = Counting(self._spec)
 
 
@@ -164,7 +165,7 @@ class _Complete(_OfSpec):
     def process(self, element: Any, of_unseen: Any) -> Iterator[Any]:
         request, grouped = element
         found = dict(grouped["found"])
-        carried = carried_columns(self._spec)
+        carried = self._spec.carried_columns()
         for split, parts in grouped["requests"]:
             day = self._counting.request_day(parts[0])
             if self._as_of is None and not any(observed for _, observed in of_unseen.before(day, EVERYTHING)):

@@ -16,9 +16,10 @@ from itertools import accumulate
 from typing import Any
 
 from transform.errors import DataError
+from transform.feature_types.aggregate import AggregateFeature
 from transform.features.request_example import REQUEST_TIME
 from transform.ingest.request_builder import FindItem, Impression, RequestBuilder
-from transform.spec.aggregates import EVERYTHING, AggregateFeature, time_zone
+from transform.spec.aggregates import EVERYTHING, time_zone
 from transform.spec.ranking_spec import RankingSpec
 
 Counts = tuple[int, ...]

@@ -27,6 +27,7 @@ from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.ingest.aggregates.beam_join import MANIFEST, KeyCounts, described, overall_timeline, table_file
 from transform.ingest.aggregates.counter import OVERALL, Counting, Timeline
 from transform.ingest.beam_requests import CountingEvents
+from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beam_args", nargs="*", default=[], help="options of the Beam runner, as name=value")
     arguments = parser.parse_args(argv)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)  # it warns of things that a user can't change
-    spec = RankingSpec.load(arguments.spec)
+    spec = load_spec(arguments.spec)
     rows = export_tables(
         spec, arguments.data, _date(arguments.as_of), arguments.output, [f"--{arg}" for arg in arguments.beam_args]
     )
