@@ -22,10 +22,8 @@ from tfx_pipeline.custom_config import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.evaluation.eval_config import eval_config
 from tfx_pipeline.metadata import cached_code
 from tfx_pipeline.metadata.code_version import code_version
-from tfx_pipeline.metadata.runs import RESOLVER_ID
-from trainer.models.registry import build_model
-from trainer.training.trainer import check_settings
-from transform.features.model_inputs import ModelInputs
+from tfx_pipeline.topology import RESOLVER_ID
+from trainer.models.registry import find_model
 from transform.features.request_example import raw_schema
 from transform.spec.ranking_spec import RankingSpec
 
@@ -35,6 +33,8 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
 
     ImpressionExampleGen -> StatisticsGen -> SpecSchema -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
     -> latest blessed model -> Evaluator and ServingValidator -> Pusher, and Baselines beside them.
+
+    A component that is added or removed here is added or removed in `topology` as well.
 
     Every component that runs this project's code gets the part of the spec that it depends on and a hash of that code,
     so that its cache is right: equal inputs are not run again, an edit always is.
@@ -46,11 +46,11 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         A TFX pipeline.
 
     Raises:
-        UserError: when the settings of the model are wrong.
+        UserError: when there is no model of that name, or it has no such setting, or one of another type. What only the
+            model itself finds, runners ask `check_settings` about before.
     """
     spec = config.spec
-    # settings are wrong now or never
-    check_settings(spec, build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1)))
+    find_model(spec.model)
     data_json = spec.data_part().to_json()
     example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*cached_code.EXAMPLE_GEN))
     examples = example_gen.outputs["examples"]

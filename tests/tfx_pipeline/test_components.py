@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.metadata import cached_code
 from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.pipeline import create_pipeline
+from tfx_pipeline.topology import topology
 from transform.errors import DataError, PipelineError, SpecError, find_user_error
 from transform.features.request_example import raw_schema
 from transform.ingest.check_counts import check_counts
@@ -264,6 +267,45 @@ def cache_keys(spec: RankingSpec, folder: Path) -> dict[str, str]:
     pipeline = create_pipeline(PipelineConfig(spec, str(folder / "data"), str(folder / "out")))
     keys = {component.id: str(sorted(component.exec_properties.items())) for component in pipeline.components}
     return {node: key for node, key in keys.items() if node != "AtomicPusher"}  # it is never cached
+
+
+@pytest.mark.parametrize("served_requests", [0, 20])
+def test_the_light_topology_is_that_of_the_pipeline(tmp_path, served_requests):
+    changed = {"evaluation": {"served_requests": served_requests}}
+    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml", **changed))
+    pipeline = create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out")))
+    known = topology(spec)
+    upstream = {node.id: {before.id for before in node.upstream_nodes} for node in pipeline.components}
+    assert {component: set(before) for component, before in known.items()} == upstream
+    assert ("ServingValidator" in known) == bool(served_requests)
+    for number, before in enumerate(known.values()):
+        assert set(before) <= set(list(known)[:number]), "a component comes after those that it waits for"
+
+
+def test_the_topology_is_known_without_tensorflow(tmp_path):
+    spec = small_problem.write_spec(tmp_path / "small.yaml")
+    program = (
+        "import sys\n"
+        "from tfx_pipeline.runners.airflow.settings import AirflowSettings\n"
+        "from tfx_pipeline.config import PipelineConfig\n"
+        "from tfx_pipeline.topology import topology\n"
+        "from transform.spec.ranking_spec import RankingSpec\n"
+        "assert topology(RankingSpec.load(sys.argv[1]))['Trainer']\n"
+        "print(*({'apache_beam', 'keras', 'ml_metadata', 'tensorflow', 'tfx'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, str(spec)]
+    done = subprocess.run(command, cwd=repository(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_pipeline_is_put_together_without_the_model(tmp_path, monkeypatch):
+    """Its tables may be large, and every runner puts the pipeline together."""
+    spec = RankingSpec.load(small_problem.write_spec(tmp_path / "small.yaml"))
+    monkeypatch.setattr("keras.Model.__init__", lambda *_, **__: pytest.fail("a model was built"))
+    create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out")))
+    wrong = spec.model_copy(update={"model": spec.model.model_copy(update={"name": "onerang"})})
+    with pytest.raises(SpecError, match="Did you mean `onerank`"):
+        create_pipeline(PipelineConfig(wrong, str(tmp_path / "data"), str(tmp_path / "out")))
 
 
 def holds(folder: str, module: str) -> bool:
