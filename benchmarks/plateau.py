@@ -18,7 +18,6 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
-import keras
 import numpy as np
 import tensorflow as tf
 from rich.console import Console

@@ -18,6 +18,7 @@ from tfx_pipeline.metadata.runs import RunReader
 from tfx_pipeline.runners.airflow.launcher import AirflowComponentLauncher
 from transform.errors import DataError
 
+
 @component
 def Fickle(examples: OutputArtifact[standard_artifacts.Examples], folder: Parameter[str]) -> None:  # noqa: N802
     """Leaves half its work and dies, at the first try; at the second, does other work."""

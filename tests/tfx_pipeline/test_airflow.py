@@ -181,9 +181,7 @@ def test_wrong_settings_of_the_model_fail_the_first_task(tmp_path):
         places = {"spec": str(spec), "data": str(tmp_path / "no data"), "output": str(tmp_path / "out")}
         variables[name] = json.dumps(places)
     said = ask(tmp_path / "home", "airflow_worker.py", "task", json.dumps(variables))
-    assert said["unknown"] == (
-        "model.hiden: a setting of `din` is expected. Received: `hiden`. Did you mean `hidden`?"
-    )
+    assert said["unknown"] == ("model.hiden: a setting of `din` is expected. Received: `hiden`. Did you mean `hidden`?")
     assert said["out of range"].startswith("model: ") and "`dropout`" in said["out of range"]
     assert said["no blocks"].startswith("training.recompute: a model with Transformer blocks is expected.")
     assert said["right"].startswith("data.impressions.files"), "the component itself runs, and misses its data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -316,7 +317,6 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {node for node in before if before[node] != after[node]}
 
 
-@pytest.mark.slow
 def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec):
     def after(**changes):
         return RankingSpec.load(small_problem.write_spec(tmp_path / "changed.yaml", **changes))
@@ -335,7 +335,6 @@ def test_a_change_of_the_spec_reaches_exactly_what_depends_on_it(tmp_path, spec)
     assert {"ImpressionExampleGen", "Transform", "Trainer"} <= data
 
 
-@pytest.mark.slow
 def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
     before = cache_keys(spec, tmp_path)
     real = code_version
@@ -380,6 +379,84 @@ def test_a_component_is_cached_by_all_that_it_imports(module):
     assert [name for name in sorted(run) if not any(f"{name}.".startswith(f"{folder}.") for folder in folders)] == []
 
 
+KEYS_OF_CODE = """
+import json, sys
+from pathlib import Path
+from onerank.commands.train import training_key
+from tfx_pipeline.metadata import cached_code
+from tfx_pipeline.metadata.code_version import code_version
+from transform.spec.ranking_spec import RankingSpec
+
+folders = {
+    "ImpressionExampleGen": cached_code.EXAMPLE_GEN,
+    "Transform": cached_code.TRANSFORM,
+    "Trainer": cached_code.trainer("onerank"),
+    "ServingValidator": cached_code.serving_validator("onerank"),
+    "Evaluator": cached_code.EVALUATOR,
+    "Baselines": cached_code.BASELINES,
+}
+keys = {name: code_version(*modules) for name, modules in folders.items()}
+print(json.dumps({**keys, "onerank train": training_key(RankingSpec.load(sys.argv[1]), Path("prepared"))}))
+"""
+TRAINS = {"Trainer", "ServingValidator", "onerank train"}
+HEAD = "from trainer.heads.registry import register_head\n\n\n@register_head('another')\nclass Another:\n    pass\n"
+
+
+def keys_of_code(root: Path) -> dict[str, str]:
+    """By component the hash of its code in `root`, and what `onerank train` names its checkpoints by."""
+    spec = small_problem.write_spec(root / "small.yaml", model={"name": "onerank"})
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS_OF_CODE, str(spec)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def copied_code(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A copy of the sources that a test may edit, if it mends them again, and the keys before."""
+    root = tmp_path_factory.mktemp("code")
+    for package in ("onerank", "transform", "trainer", "serving", "tfx_pipeline"):
+        shutil.copytree(repository() / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    return root, keys_of_code(root)
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        (
+            {"trainer/models/another/__init__.py": "", "trainer/models/another/model.py": "@register_model('another')"},
+            {},
+        ),
+        ({"trainer/models/din/model.py": "# an edit"}, {}),
+        ({"trainer/heads/another.py": HEAD}, {}),
+        ({"trainer/losses/another/__init__.py": "", "trainer/losses/another/loss.py": '@register_loss("another")'}, {}),
+        ({"trainer/heads/shared_by_all.py": "# an edit"}, TRAINS),
+        ({"trainer/models/base.py": "# an edit"}, TRAINS),
+        ({"trainer/models/onerank/model.py": "# an edit"}, TRAINS),
+        ({"trainer/ops/cc/kernels.cc": "// an edit"}, TRAINS),
+        ({"transform/features/padding.py": "# an edit"}, TRAINS),
+        ({"transform/ingest/request_builder.py": "# an edit"}, {"ImpressionExampleGen"}),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) and value else "",
+)
+def test_an_edit_on_disk_reaches_exactly_what_runs_it(copied_code, edits, expected):
+    root, before = copied_code
+    old = {name: (root / name).read_text() if (root / name).exists() else None for name in edits}
+    for name, text in edits.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(f"{old[name] or ''}\n{text}\n")
+    try:
+        assert changed(before, keys_of_code(root)) == set(expected)
+    finally:
+        for name, text in old.items():
+            (root / name).write_text(text) if text is not None else (root / name).unlink()
+
+
 def sources(folders: tuple[str, ...]) -> set[str]:
     files = {path.relative_to(repository()) for folder in folders for path, _ in source_files(folder)}
     return {str(path) for path in files}
@@ -404,7 +481,6 @@ def test_an_edit_of_the_padding_concerns_neither_the_examples_nor_the_server():
     assert not any(path.startswith("serving/server") for path in sources(cached_code.trainer("onerank")))
 
 
-@pytest.mark.slow
 def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path, spec):
     before = cache_keys(spec, tmp_path)
     other = cache_keys(spec.model_copy(update={"sequences": ()}), tmp_path)
@@ -416,7 +492,6 @@ def test_schema_is_cached_by_its_content_and_written_where_tfx_reads_it(tmp_path
     assert SchemaReader().read(str(tmp_path / "schema.pbtxt")) == raw_schema(spec)
 
 
-@pytest.mark.slow
 def test_nothing_of_the_output_is_written_when_a_managed_pipeline_is_put_together(tmp_path, spec):
     create_pipeline(PipelineConfig(spec, str(tmp_path / "data"), str(tmp_path / "out"), target="vertex"))
     assert not (tmp_path / "out").exists()
