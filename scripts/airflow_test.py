@@ -76,7 +76,6 @@ class Airflow:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW_VAR_ONERANK": variable,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",  # TFX alone can take a minute
         }
 
     def run(self, *arguments: str, check: bool = True) -> None:

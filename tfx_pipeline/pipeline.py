@@ -22,12 +22,11 @@ from tfx_pipeline.custom_config import CHECKPOINTS_KEY, CODE_KEY, SPEC_KEY
 from tfx_pipeline.evaluation.eval_config import eval_config
 from tfx_pipeline.metadata import cached_code
 from tfx_pipeline.metadata.code_version import code_version
-from tfx_pipeline.metadata.runs import RESOLVER_ID
-from trainer.models.registry import build_model
-from trainer.training.trainer import check_settings
-from transform.features.model_inputs import ModelInputs
+from tfx_pipeline.topology import RESOLVER_ID
+from trainer.models.registry import find_model
+from trainer.training.training_code import chosen_names
 from transform.features.request_example import raw_schema
-from transform.spec.metric_table import imported_modules
+from transform.import_path import imported_packages
 from transform.spec.ranking_spec import RankingSpec
 
 
@@ -36,6 +35,8 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
 
     ImpressionExampleGen -> StatisticsGen -> SpecSchema -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
     -> latest blessed model -> Evaluator and ServingValidator -> Pusher, and Baselines beside them.
+
+    A component that is added or removed here is added or removed in `topology` as well.
 
     Every component that runs this project's code gets the part of the spec that it depends on and a hash of that code,
     so that its cache is right: equal inputs are not run again, an edit always is.
@@ -47,11 +48,11 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         A TFX pipeline.
 
     Raises:
-        UserError: when the settings of the model are wrong.
+        UserError: when there is no model of that name, or it has no such setting, or one of another type. What only the
+            model itself finds, runners ask `check_settings` about before.
     """
     spec = config.spec
-    # settings are wrong now or never
-    check_settings(spec, build_model(spec.model, ModelInputs.from_spec(spec, lambda _: 1)))
+    find_model(spec.model)
     data_json = spec.data_part().to_json()
     example_gen = ImpressionExampleGen(spec, config.data_dir, code_version(*cached_code.EXAMPLE_GEN))
     examples = example_gen.outputs["examples"]
@@ -77,7 +78,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
         custom_config={
             SPEC_KEY: _training_part(spec).to_json(),
-            CODE_KEY: code_version(*cached_code.trainer(spec.model.name), *_watched_code(spec)),
+            CODE_KEY: code_version(*cached_code.trainer(*chosen_names(spec))),
             CHECKPOINTS_KEY: config.checkpoints_dir,
         },
     )
@@ -88,7 +89,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         baseline_model=baseline.outputs["model"] if baseline else None,
         schema=schema,
         eval_config=eval_config(
-            spec, code_version(*cached_code.EVALUATOR, *imported_modules(spec.evaluation.named_metrics))
+            spec, code_version(*cached_code.EVALUATOR, *imported_packages(spec.evaluation.named_metrics))
         ),
         example_splits=["test"],
         module_path="tfx_pipeline.evaluation.extractors",
@@ -106,7 +107,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
             transform_graph=transform.outputs["transform_graph"],
             examples=examples,
             **({"baseline": baseline.outputs["model"]} if baseline else {}),
-            code=code_version(*cached_code.serving_validator(spec.model.name)),
+            code=code_version(*cached_code.serving_validator(*chosen_names(spec))),
             requests=spec.evaluation.served_requests,
             max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
         )
@@ -148,12 +149,6 @@ def _baseline(target: str, candidate: BaseChannel) -> resolver.Resolver | None:
         strategy, known["candidate"] = BlessedBaselineStrategy, candidate
         known["infra_blessing"] = Channel(type=standard_artifacts.InfraBlessing)
     return resolver.Resolver(strategy_class=strategy, **known).with_id(RESOLVER_ID)
-
-
-def _watched_code(spec: RankingSpec) -> tuple[str, ...]:
-    """The module of the metric that early stopping watches, if it is one of the user's own."""
-    stopping = spec.training.early_stopping
-    return imported_modules([stopping.metric]) if stopping else ()
 
 
 def _training_part(spec: RankingSpec) -> RankingSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from transform.errors import SpecError
@@ -16,6 +17,18 @@ IMPORT_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 def is_import_path(text: str) -> bool:
     """Whether a text has the form of an import path, wherever it leads."""
     return re.fullmatch(IMPORT_PATH, text) is not None
+
+
+def imported_packages(names: Iterable[str]) -> tuple[str, ...]:
+    """The packages outside this project that names lead to: of an import path all of its top-level package.
+
+    Args:
+        names: iterable of str. Import paths; names without a colon are this project's own and left out.
+
+    Returns:
+        Importable names, each once, for `source_hash`.
+    """
+    return tuple(sorted({name.partition(":")[0].partition(".")[0] for name in names if is_import_path(name)}))
 
 
 def import_object(path: str, where: str) -> Any:

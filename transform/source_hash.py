@@ -30,12 +30,15 @@ def source_hash(modules: Iterable[str], libraries: Iterable[str]) -> str:
 
 
 def source_files(module: str) -> list[tuple[Path, Path]]:
-    """A module's sources, each with its path relative to the module's folder; of a package all below it, with C++."""
+    """A module's sources, each with its path relative to the module's folder; of a package all below it, with C++.
+
+    A package may be a folder without an `__init__.py`.
+    """
     found = importlib.util.find_spec(module)
+    if found is not None and found.submodule_search_locations is not None:
+        folders = [Path(folder) for folder in found.submodule_search_locations]
+        paths = [(path, path.relative_to(folder)) for folder in folders for path in folder.rglob("*")]
+        return sorted((path, relative) for path, relative in paths if path.suffix in SUFFIXES)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"An importable module is expected. Received: `{module}`.")
-    origin = Path(found.origin)
-    paths = [origin]
-    if origin.name == "__init__.py":
-        paths = sorted(path for path in origin.parent.rglob("*") if path.suffix in SUFFIXES)
-    return [(path, path.relative_to(origin.parent)) for path in paths]
+    return [(Path(found.origin), Path(Path(found.origin).name))]

@@ -18,7 +18,6 @@ from transform.environment import prepare_environment
 
 prepare_environment()
 
-import keras
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
@@ -27,7 +26,7 @@ from rich.table import Table
 from benchmarks.quality.compare_models import WIDTH_WITHOUT_TERMINAL, load_variants, versions
 from trainer.metrics import ranking_metrics
 from trainer.models.registry import build_model
-from trainer.training.trainer import Optimizers, make_train_step, start_at_base_rates
+from trainer.training.trainer import Optimizers, make_train_step, start_at_base_rates, start_from_seed
 from transform.datasets.synthetic import write
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
@@ -83,8 +82,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]:
     """Trains for some steps; the step at which the plateau was left (None: it was not), and the course."""
-    keras.utils.set_random_seed(spec.training.seed)
-    tf.config.experimental.enable_op_determinism()
+    start_from_seed(spec.training)
     files = {split: prepared.files("transformed", split) for split in ("train", "eval")}
     model = build_model(spec.model, prepared.inputs)
     start_at_base_rates(model, count_labels(spec, files["train"]))

@@ -6,10 +6,14 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onerank.commands.prepare import parser, prepared_folder, require_libraries
 from transform.errors import reports_user_errors
 from transform.source_hash import source_hash
+
+if TYPE_CHECKING:
+    from transform.spec.ranking_spec import RankingSpec
 
 
 @reports_user_errors
@@ -36,14 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = load_spec(arguments.spec).with_seed(arguments.seed)
     prepared = prepare(spec, arguments.data, prepared_folder(arguments.output))
     run = run_folder(arguments.output, spec.name)
-    code = source_hash(("transform", "trainer"), ("keras", "tensorflow"))
-    depends_on = f"{spec.to_json()}\n{prepared.folder}\n{code}"
-    unfinished = run / "unfinished" / hashlib.sha256(depends_on.encode()).hexdigest()[:12]
+    unfinished = run / "unfinished" / training_key(spec, prepared.folder)
     train_files, eval_files = (prepared.files("transformed", split) for split in ("train", "eval"))
     trained = train(spec, prepared.inputs, train_files, eval_files, str(run), str(unfinished))
     shutil.rmtree(run / "unfinished", ignore_errors=True)
     print(f"Trained: {run}; epoch {trained.best_epoch + 1} of {len(trained.epochs)} is kept.")
     return 0
+
+
+def training_key(spec: RankingSpec, prepared: Path) -> str:
+    """A hash of all that a training depends on: the spec, the folder of its prepared data, and the code it runs."""
+    from trainer.training.training_code import chosen_names, training_code
+
+    code = source_hash(training_code(*chosen_names(spec)), ("keras", "tensorflow"))
+    return hashlib.sha256(f"{spec.to_json()}\n{prepared}\n{code}".encode()).hexdigest()[:12]
 
 
 def run_folder(output: str, name: str) -> Path:

@@ -1,12 +1,11 @@
 """What tests ask of Airflow, in a process and a home of its own.
 
-python -m tests.testing.airflow_worker bags|tries ...
+python -m tests.testing.airflow_worker bags|task ...
 """
 
 import json
 import os
 import sys
-from pathlib import Path
 
 from transform.environment import prepare_environment
 
@@ -14,30 +13,29 @@ prepare_environment()
 
 from airflow.exceptions import AirflowFailException
 from airflow.models import DagBag
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
-from tfx.orchestration import data_types, metadata
-from tfx.types import standard_artifacts
 
 from tests.testing.repository import repository
-from tfx_pipeline.metadata.runs import RunReader
-from tfx_pipeline.runners.airflow.launcher import AirflowComponentLauncher
-from transform.errors import DataError
 
 DAG_FILE = repository() / "tfx_pipeline" / "runners" / "airflow" / "dag.py"
+HEAVY = ("apache_beam", "keras", "tensorflow", "tfx")
 
 
 def load_bags(variables: dict[str, str]) -> dict[str, dict]:
-    """What Airflow makes of the DAG file with each value of the variable."""
+    """What Airflow makes of the DAG file with each value of the variable, and what that has imported."""
     found = {}
     for name, value in variables.items():
-        os.environ["AIRFLOW_VAR_ONERANK"] = value
-        bag = DagBag(dag_folder=str(DAG_FILE), include_examples=False)
+        bag = _bag(value)
         found[name] = {
             "errors": list(bag.import_errors.values()),
             "dags": [_describe(dag) for dag in bag.dags.values()],
+            "heavy": [module for module in HEAVY if module in sys.modules],
         }
     return found
+
+
+def _bag(variable: str) -> DagBag:
+    os.environ["AIRFLOW_VAR_ONERANK"] = variable
+    return DagBag(dag_folder=str(DAG_FILE), include_examples=False)
 
 
 def _describe(dag) -> dict:
@@ -51,66 +49,25 @@ def _describe(dag) -> dict:
         "retries": sorted({task.retries for task in dag.tasks}),
         "retry_delay": sorted({task.retry_delay.total_seconds() for task in dag.tasks}),
         "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
-        "properties": {task.task_id: str(task.op_kwargs.get("exec_properties", "")) for task in dag.tasks},
+        "arguments": {task.task_id: task.op_kwargs for task in dag.tasks},
     }
 
 
-# === Tries ===
+def run_tasks(variables: dict[str, str]) -> dict[str, str]:
+    """What the first task of the DAG comes to with each value of the variable."""
+    return {name: _first_task(*_bag(value).dags.values()) for name, value in variables.items()}
 
 
-@component
-def Fickle(examples: OutputArtifact[standard_artifacts.Examples], folder: Parameter[str]) -> None:  # noqa: N802
-    """Leaves half its work and dies, at the first try; at the second, does other work."""
-    tries = Path(folder) / "tries"
-    count = len(tries.read_text()) + 1 if tries.exists() else 1
-    tries.write_text("x" * count)
-    (Path(examples.uri) / f"part-{count}").write_text("")
-    if count == 1:
-        raise OSError("the disk was away")
-
-
-@component
-def Reader(examples: InputArtifact[standard_artifacts.Examples], folder: Parameter[str]) -> None:  # noqa: N802
-    """Tells what it was given."""
-    (Path(folder) / "read").write_text(json.dumps(sorted(path.name for path in Path(examples.uri).iterdir())))
-
-
-@component
-def Mistaken(model: OutputArtifact[standard_artifacts.Model]) -> None:  # noqa: N802
-    """Meets a mistake of the user."""
-    raise DataError("split.test: requests are expected. Received: none. Bring the data.")
-
-
-def try_again(folder: str) -> dict[str, object]:
-    """A component that fails, is tried again and at last cleared, one that reads its output, and a user's mistake."""
-    fickle = Fickle(folder=folder)
-    reader = Reader(examples=fickle.outputs["examples"], folder=folder)
-    order = {"first": fickle, "second": fickle, "reader": reader, "cleared": fickle, "reader again": reader}
-    answer: dict[str, object] = {"read": []}
-    for name, node in {**order, "mistake": Mistaken()}.items():
-        answer[name] = _launch(node, folder)
-        if node is reader:
-            answer["read"] += [json.loads((Path(folder) / "read").read_text())]
-    run = RunReader(f"{folder}/metadata.db", "tries").find("run 1")
-    answer["components"] = {node: component.finished for node, component in run.components.items()}
-    answer["output"] = run.uri("Fickle", "examples")
-    return answer
-
-
-def _launch(node, folder: str) -> str:
-    run = data_types.PipelineInfo("tries", f"{folder}/root", "run 1")
-    store = metadata.Metadata(metadata.sqlite_metadata_connection_config(f"{folder}/metadata.db"))
-    launcher = AirflowComponentLauncher.create(node, run, data_types.DriverArgs(), store, [], {})
+def _first_task(dag) -> str:
+    task = dag.get_task("ImpressionExampleGen")
     try:
-        launcher.launch()
+        task.python_callable(**task.op_kwargs, run_id="run 1")
     except AirflowFailException as error:
-        return f"no further try: {error}"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error)
     return "done"
 
 
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:]
-    answer = load_bags(json.loads(arguments[0])) if command == "bags" else try_again(*arguments)
+    command, variables = sys.argv[1:]
+    answer = {"bags": load_bags, "task": run_tasks}[command](json.loads(variables))
     print("\n" + json.dumps(answer))

@@ -150,7 +150,12 @@ def _killed(folder: Path, data: Path, output: Path) -> Start:
 def _first(folder: Path, data: Path, output: Path) -> Start:
     from tests.testing.kill_matrix import leftovers
 
-    first = _done(run_from_shell(_spec(folder, "small"), data, output))
+    code = _copied_code(folder / "with another model")
+    another = code / "trainer" / "models" / "another"
+    shutil.copytree(code / "trainer" / "models" / "din", another)
+    for path in another.glob("*.py"):
+        path.write_text(path.read_text().replace('"din"', '"another"').replace("models.din", "models.another"))
+    first = _done(run_from_shell(_spec(folder, "small"), data, output, code=code))
     checkpoints = sorted(path.name for path in (output / "checkpoints" / "small").iterdir())
     for name in checkpoints:
         shutil.rmtree(output / "checkpoints" / "small" / name)
@@ -168,12 +173,16 @@ def _worse(folder: Path, data: Path, output: Path) -> Start:
 
 
 def _edited(folder: Path, data: Path, output: Path) -> Start:
-    code = folder / "code"
-    for package in PACKAGES:
-        shutil.copytree(repository() / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = _copied_code(folder / "code")
     with (code / "trainer" / "models" / "onerank" / "model.py").open("a") as file:
         file.write("\n# an edit\n")
     return _done(run_from_shell(_spec(folder, "unserved", evaluation=UNSERVED), data, output, code=code))
+
+
+def _copied_code(folder: Path) -> Path:
+    for package in PACKAGES:
+        shutil.copytree(repository() / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def _without_a_test_split(folder: Path, data: Path, output: Path) -> Start:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.pipeline
 
 
 def test_a_run_that_was_killed_is_taken_up_where_it_was(schedule):
+    """Also by code that has one model more than when it was killed."""
     killed, first = schedule.start("killed"), schedule.start("first")
     assert any(name.startswith("execution") for name in killed.left_over)
     assert "note: Trainer was interrupted" in first.stdout

@@ -7,7 +7,7 @@ import yaml
 from toy_requests import SPEC, edited, toy_spec
 
 from transform.errors import SpecError
-from transform.import_path import import_object
+from transform.import_path import import_object, imported_packages
 from transform.spec import metric_table
 from transform.spec.loading import load_spec, parse_spec
 from transform.spec.metric_table import METRICS, Metric, find_metric
@@ -113,7 +113,7 @@ def test_a_metric_of_ones_own_may_stand_wherever_a_metric_may(tmp_path):
     )
     evaluation = spec.evaluation
     assert evaluation.named_metrics == ("auc", OWN, NO_DIRECTION, LOWER)
-    assert metric_table.imported_modules([*evaluation.named_metrics, "ndcg@5"]) == ("own_metrics",)
+    assert imported_packages([*evaluation.named_metrics, "ndcg@5"]) == ("own_metrics",)
     assert [(evaluation.gate(task).higher_is_better, evaluation.gate(task).bound) for task in ("click", "like")] == [
         (True, 0.0),
         (False, 0.3),

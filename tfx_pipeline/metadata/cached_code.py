@@ -1,9 +1,11 @@
 """The code that each component runs, by folders: an edit there, and only there, re-runs the component.
 
-Of the models it is the one that the spec names: a new model in a folder of its own retrains nobody.
+Of the models, heads and losses it is those that the spec names: a new one retrains nobody.
 """
 
 from __future__ import annotations
+
+from trainer.training.training_code import training_code
 
 _SPEC = (
     "transform.errors",
@@ -49,23 +51,26 @@ BASELINES = (
 )
 
 
-def trainer(model: str) -> tuple[str, ...]:
-    """What the Trainer runs, and its export, for the model of that name."""
+def trainer(*chosen: str) -> tuple[str, ...]:
+    """What the Trainer runs, and its export.
+
+    Args:
+        *chosen: str. The names of the model, and of its head and loss, in the spec.
+
+    Returns:
+        Importable names, for `code_version`.
+    """
     return (
-        *_SPEC,
-        "transform.extras",
-        "transform.features",
-        *(f"trainer.{room}" for room in ("heads", "layers", "losses", "metrics", "ops", "training")),
-        *("trainer.models.base", "trainer.models.registry", f"trainer.models.{model}"),
+        *training_code(*chosen),
         "serving.export",
         *("tfx_pipeline.custom_config", "tfx_pipeline.tfx_functions"),
     )
 
 
-def serving_validator(model: str) -> tuple[str, ...]:
-    """What the ServingValidator runs: the server, the client, and the Trainer's own scores."""
+def serving_validator(*chosen: str) -> tuple[str, ...]:
+    """What the ServingValidator runs, for the same names: the server, the client, and the Trainer's own scores."""
     return (
-        *trainer(model),
+        *trainer(*chosen),
         *("transform.environment", "serving.client", "serving.server", "serving.tools"),
         *("tfx_pipeline.evaluation.serving_validation", "tfx_pipeline.components.serving_validator"),
     )

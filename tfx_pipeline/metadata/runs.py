@@ -15,8 +15,6 @@ from tfx.types import Artifact, artifact_utils
 
 from transform.errors import PipelineError
 
-RESOLVER_ID = "latest_blessed_model"
-
 _States = metadata_store_pb2.Execution
 FINISHED = (_States.COMPLETE, _States.CACHED)
 

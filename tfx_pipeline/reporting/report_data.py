@@ -33,7 +33,8 @@ from tfx_pipeline.evaluation.eval_config import (
     load_not_gated,
 )
 from tfx_pipeline.evaluation.tfma_plots import EvaluationCurves, load_curves
-from tfx_pipeline.metadata.runs import RESOLVER_ID, Run
+from tfx_pipeline.metadata.runs import Run
+from tfx_pipeline.topology import RESOLVER_ID
 from transform.errors import PipelineError
 from transform.features.request_example import CANDIDATE_COUNT, REQUEST_TIME, label_key, mask_key, sequence_key
 from transform.spec.ranking_spec import RankingSpec

@@ -87,7 +87,9 @@ def compile_job(config: PipelineConfig, image: str) -> dict[str, Any]:
     from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import KubeflowV2DagRunner, KubeflowV2DagRunnerConfig
 
     from tfx_pipeline.pipeline import create_pipeline
+    from trainer.training.check_settings import check_settings
 
+    check_settings(config.spec)
     runner = KubeflowV2DagRunner(KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True))
     return runner.run(create_pipeline(config), write_out=False)
 

@@ -114,6 +114,9 @@ def _execute(config: PipelineConfig, summary: bool, console: Console) -> Run:
     from tfx_pipeline.pipeline import create_pipeline
     from tfx_pipeline.reporting.report import write_report
     from tfx_pipeline.reporting.summary import print_summary, shown_path
+    from trainer.training.check_settings import check_settings
+
+    check_settings(config.spec)
 
     def reader() -> RunReader:
         return RunReader(config.metadata_path, config.spec.name)

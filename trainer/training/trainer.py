@@ -21,6 +21,7 @@ from trainer.metrics import ranking_metrics
 from trainer.models.base import RankingModel
 from trainer.models.recomputable import RecomputableBlocks
 from trainer.models.registry import build_model
+from trainer.training.check_settings import check_training
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.cost import batch_cost
 from trainer.training.course import Course
@@ -76,7 +77,8 @@ def train(
     """Trains the model of a spec.
 
     With a `checkpoint_dir` that a killed process left behind, training goes on from its checkpoint and ends with the
-    same weights and records, bit by bit, as without the interruption.
+    same weights and records, bit by bit, as without the interruption (if `training.deterministic` is set, as it is by
+    default).
 
     The tasks' biases start at their base rates. Writes into `run_dir`: `logs/` for TensorBoard,
     `checkpoints/last.weights.h5` and `checkpoints/best.weights.h5`, `training.json` with the metrics of each epoch, and
@@ -106,8 +108,7 @@ def train(
             f"training.early_stopping.task: one of the tasks that are learned, {', '.join(tasks)}, is expected. "
             f"Received: `{settings.early_stopping.task}`. Watch one of them."
         )
-    keras.utils.set_random_seed(settings.seed)
-    tf.config.experimental.enable_op_determinism()
+    start_from_seed(settings)
     counts = count_labels(spec, train_files, tasks)
     if counts.requests == 0:
         raise PipelineError("split.train: requests to learn from are expected. Received: none. Widen the range.")
@@ -115,7 +116,7 @@ def train(
         _check_watched(spec, eval_files, settings.early_stopping.task)
     steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
-    check_settings(spec, model)
+    check_training(spec, model)
     start_at_base_rates(model, counts)
     cost = batch_cost(model, settings.batch_requests, round(counts.candidates / counts.requests), 10**6)
     size = f"{counts.requests:,} requests in {steps:,} steps"
@@ -160,6 +161,13 @@ def train(
     return Trained(model, course.epochs, course.best_epoch)
 
 
+def start_from_seed(settings: Training) -> None:
+    """Seeds all random numbers of this process, and makes TensorFlow's operations deterministic if the spec says so."""
+    keras.utils.set_random_seed(settings.seed)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
 def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> None:
     """A metric of one class is undefined: the first epoch would be the best for want of another."""
     counts = count_labels(spec, eval_files, (task,))
@@ -168,15 +176,6 @@ def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> N
             f"training.early_stopping.task: a task with positives and negatives in the eval split is expected. "
             f"Received: `{task}`, {counts.positives[0]:g} positives of {counts.observed[0]:g}. Watch another task, or "
             "widen `split.eval`."
-        )
-
-
-def check_settings(spec: RankingSpec, model: RankingModel) -> None:
-    """Raises a SpecError when the settings of the training don't fit the model."""
-    if spec.training.recompute and not isinstance(model, RecomputableBlocks):
-        raise SpecError(
-            f"training.recompute: a model whose blocks can be computed again is expected. Received: "
-            f"`{spec.model.name}`. Leave `recompute` out, or use `model: {{name: onerank}}`."
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -171,14 +171,6 @@ def row_name(name: str) -> str:
 def names_of(role: str) -> tuple[str, ...]:
     """The names of the rows of a role, in the table's order."""
     return tuple(row.name for row in METRICS if row.role == role)
-
-
-def imported_modules(names: Iterable[str]) -> tuple[str, ...]:
-    """The modules that metrics of the user's own come from, each once; their edits change what is measured."""
-    return tuple(sorted({name.partition(":")[0] for name in names if is_import_path(name)}))
-
-
-# === For the spec's sections ===
 
 
 def metric_expected() -> str:

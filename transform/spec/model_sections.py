@@ -126,6 +126,10 @@ class Training(Section):
     recompute: bool = Field(False, examples=[True])
     """Computes the activations of each Transformer block again in the backward pass instead of keeping them:
     less memory, more time. For models with such blocks."""
+    deterministic: bool = Field(True, examples=[False])
+    """Uses only operations of TensorFlow that give the same result each time, so that one seed gives the same weights
+    to the last bit. On a GPU such operations are slower, and some have no such variant. Without it, two trainings
+    differ in the last digits of each step. It holds for the whole process."""
     seed: int = Field(1, ge=0, examples=[7])
     """What initial values, dropout and the order of examples follow from. `--seed` overrides it."""
 

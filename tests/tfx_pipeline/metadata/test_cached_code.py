@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -137,6 +142,94 @@ def test_a_component_is_cached_by_all_that_it_imports(module):
     folders = CACHED_BY[module]
     run = {module, *graph.find_upstream_modules(module)}
     assert [name for name in sorted(run) if not any(f"{name}.".startswith(f"{folder}.") for folder in folders)] == []
+
+
+KEYS_OF_CODE = """
+import json, sys
+from pathlib import Path
+from onerank.commands.train import training_key
+from tfx_pipeline.metadata import cached_code
+from tfx_pipeline.metadata.code_version import code_version
+from transform.spec.loading import load_spec
+
+folders = {
+    "ImpressionExampleGen": cached_code.EXAMPLE_GEN,
+    "Transform": cached_code.TRANSFORM,
+    "Trainer": cached_code.trainer("onerank"),
+    "ServingValidator": cached_code.serving_validator("onerank"),
+    "Evaluator": cached_code.EVALUATOR,
+    "Baselines": cached_code.BASELINES,
+}
+keys = {name: code_version(*modules) for name, modules in folders.items()}
+print(json.dumps({**keys, "onerank train": training_key(load_spec(sys.argv[1]), Path("prepared"))}))
+"""
+TRAINS = {"Trainer", "ServingValidator", "onerank train"}
+HEAD = "from trainer.heads.registry import HEADS\n\n\n@HEADS.register('another')\nclass Another:\n    pass\n"
+
+
+def in_folder(room: str) -> dict[str, str]:
+    return {f"trainer/{room}/another/__init__.py": ""}
+
+
+def keys_of_code(root: Path) -> dict[str, str]:
+    """By component the hash of its code in `root`, and what `onerank train` names its checkpoints by."""
+    spec = small_problem.write_spec(root / "small.yaml", model={"name": "onerank"})
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS_OF_CODE, str(spec)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def copied_code(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A copy of the sources that a test may edit, if it mends them again, and the keys before."""
+    root = tmp_path_factory.mktemp("code")
+    for package in ("onerank", "transform", "trainer", "serving", "tfx_pipeline"):
+        shutil.copytree(repository() / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    return root, keys_of_code(root)
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        (
+            {
+                "trainer/models/another/__init__.py": "",
+                "trainer/models/another/model.py": "@MODELS.register('another')",
+            },
+            {},
+        ),
+        ({"trainer/models/din/model.py": "# an edit"}, {}),
+        ({"trainer/heads/another.py": HEAD}, {}),
+        (
+            {**in_folder("losses"), "trainer/losses/another/loss.py": '@LOSSES.register("another")'},
+            {},
+        ),
+        ({"trainer/heads/shared_by_all.py": "# an edit"}, TRAINS),
+        ({"trainer/models/base.py": "# an edit"}, TRAINS),
+        ({"trainer/models/onerank/model.py": "# an edit"}, TRAINS),
+        ({"trainer/ops/cc/kernels.cc": "// an edit"}, TRAINS),
+        ({"transform/features/padding.py": "# an edit"}, TRAINS),
+        ({"transform/ingest/request_builder.py": "# an edit"}, {"ImpressionExampleGen"}),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) and value else "",
+)
+def test_an_edit_on_disk_reaches_exactly_what_runs_it(copied_code, edits, expected):
+    root, before = copied_code
+    old = {name: (root / name).read_text() if (root / name).exists() else None for name in edits}
+    for name, text in edits.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(f"{old[name] or ''}\n{text}\n")
+    try:
+        assert changed(before, keys_of_code(root)) == set(expected)
+    finally:
+        for name, text in old.items():
+            (root / name).write_text(text) if text is not None else (root / name).unlink()
 
 
 def sources(folders: tuple[str, ...]) -> set[str]:

@@ -224,6 +224,16 @@ def unknown_model(place):
     place.spec["model"] = {"name": "onerang"}
 
 
+def dropout_out_of_range(place):
+    """What the model's layers alone can find."""
+    place.spec["model"] = {"name": "din", "head": {"name": "shared_bottom", "dropout": 1.5}}
+
+
+def recompute_without_blocks(place):
+    place.spec["model"] = {"name": "din"}
+    place.spec["training"]["recompute"] = True
+
+
 def label_as_feature(place):
     place.spec["features"]["candidate"].append({"name": "bought_now", "column": "bought", "type": "numeric"})
 
@@ -302,6 +312,8 @@ FOUND_AT_ONCE = {
     request_without_candidates: ["request.max_candidates", "greater than 0", "Received: 0"],
     cycle: ["tasks[0].observed_when", "without a cycle"],
     unknown_model: ["model.name", "onerang", "Did you mean `onerank`?"],
+    dropout_out_of_range: ["model.head: ", "`dropout`", "1.5"],
+    recompute_without_blocks: ["training.recompute", "a model whose blocks can be computed again", "Received: `din`"],
     label_as_feature: ["`bought_now`", "the label of task `buy`", "it would leak"],
     output_is_a_file: ["--output", "a folder that can be written"],
     output_below_a_file: ["--output", "a folder that can be written"],

@@ -328,6 +328,20 @@ def test_one_seed_gives_bit_equal_weights_and_another_does_not(small, tmp_path):
     assert not same_weights(first, other)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_operations_are_deterministic_where_the_spec_says_so(small, tmp_path, monkeypatch, deterministic):
+    """The call is for the whole process, and can't be taken back: here it is only counted."""
+    calls = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("enabled"))
+    with pytest.raises(PipelineError, match="requests to learn from"):  # found after the call, before the model is made
+        run(small, tmp_path, with_training(small.spec, deterministic=deterministic), train_files=[])
+    assert calls == ["enabled"] * deterministic
+
+
+def test_the_default_is_deterministic(small):
+    assert small.spec.training.deterministic
+
+
 # === What can't be learned from ===
 
 

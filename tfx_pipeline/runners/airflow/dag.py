@@ -10,13 +10,10 @@ prepare_environment()
 
 from airflow import models
 from airflow.exceptions import AirflowException
-from tfx.orchestration.airflow.airflow_dag_runner import AirflowDagRunner, AirflowPipelineConfig
 
 from tfx_pipeline.config import PipelineConfig
-from tfx_pipeline.pipeline import create_pipeline
-from tfx_pipeline.runners.airflow.launcher import AirflowComponentLauncher
-from tfx_pipeline.runners.airflow.report import add_report
 from tfx_pipeline.runners.airflow.settings import AirflowSettings
+from tfx_pipeline.runners.airflow.tasks import add_tasks
 from tfx_pipeline.runners.arguments import beam_options
 from transform.errors import PipelineError, UserError
 from transform.spec.loading import load_spec
@@ -30,7 +27,8 @@ VARIABLE = "onerank"  # a second DAG is a second copy of this file with another 
 def create_dag(settings: AirflowSettings) -> models.DAG:
     """Makes the DAG: a task for each component and one for the report.
 
-    One task and one run at a time, as ML Metadata is one SQLite file.
+    One task and one run at a time, as ML Metadata is one SQLite file. Neither TFX nor TensorFlow is imported: Airflow
+    reads this file every few seconds. What can be wrong with the settings of the model is found by the first task.
 
     Args:
         settings: AirflowSettings.
@@ -46,7 +44,7 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
         spec = spec.model_copy(update={"split": spec.split.model_copy(update={"as_of": AS_OF})})
     beam = beam_options(settings.beam_args)
     pipeline_config = PipelineConfig(spec, settings.data, settings.output, settings.allow_anomalies, **beam)
-    dag = {
+    arguments = {
         "description": f"Trains, evaluates and pushes the ranking model {spec.name}.",
         "schedule": settings.schedule,
         "start_date": datetime.datetime.combine(settings.start_date, datetime.time(), datetime.timezone.utc),
@@ -58,17 +56,16 @@ def create_dag(settings: AirflowSettings) -> models.DAG:
             "retry_delay": datetime.timedelta(minutes=settings.retry_delay),
         },
     }
-    config = AirflowPipelineConfig(dag, supported_launcher_classes=[AirflowComponentLauncher])
     try:
-        made = AirflowDagRunner(config).run(create_pipeline(pipeline_config))
-        made.timetable.validate()
+        dag = models.DAG(pipeline_config.pipeline_name, **arguments)
+        dag.timetable.validate()
     except AirflowException as error:
         raise PipelineError(
             f"Airflow variable `{VARIABLE}`: schedule: a cron expression or a preset such as `@daily` is expected. "
             f"Received: {settings.schedule!r} ({error})."
         ) from None
-    add_report(made, pipeline_config)
-    return made
+    add_tasks(dag, pipeline_config)
+    return dag
 
 
 try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.exceptions import AirflowFailException
 from tfx import types
-from tfx.orchestration import data_types, metadata
+from tfx.orchestration import data_types, metadata, pipeline
 from tfx.orchestration.launcher.in_process_component_launcher import InProcessComponentLauncher
 from tfx.orchestration.portable import data_types as portable_data_types
 
@@ -17,6 +17,28 @@ from tfx_pipeline.metadata.runs import EARLIER_TRY
 from transform.errors import find_user_error
 
 COMPONENT_ID = "component_id"  # the property by which TFX finds the execution of a component in a run
+
+
+def launch(built: pipeline.Pipeline, component: str, run_id: str) -> None:
+    """Runs one component of a pipeline.
+
+    Args:
+        built: Pipeline. As `create_pipeline` makes it for the target `tfx`.
+        component: str. The component's id.
+        run_id: str. What the run is called in ML Metadata: the name that Airflow gives it.
+
+    Raises:
+        AirflowFailException: when the user has something to correct, with the message; the task is not tried again.
+    """
+    info = built.pipeline_info
+    AirflowComponentLauncher.create(
+        component=next(node for node in built.components if node.id == component),
+        pipeline_info=data_types.PipelineInfo(info.pipeline_name, info.pipeline_root, run_id),
+        driver_args=data_types.DriverArgs(enable_cache=built.enable_cache),
+        metadata_connection=metadata.Metadata(built.metadata_connection_config),
+        beam_pipeline_args=built.beam_pipeline_args,
+        additional_pipeline_args=built.additional_pipeline_args,
+    ).launch()
 
 
 class AirflowComponentLauncher(InProcessComponentLauncher):
