@@ -23,18 +23,19 @@ def recomputed(layer: keras.layers.Layer, **arguments: Any) -> Any:
     Returns:
         What the call returns, which may be nested but holds floats only.
     """
-    values = keras.tree.flatten(arguments)
-    floats = [value for value in values if _is_float(value)]
+    values = list(arguments.values())  # a list, since a dict would be flattened in another order
+    leaves = keras.tree.flatten(values)
+    floats = [leaf for leaf in leaves if _is_float(leaf)]
     draws = [_Draws(inner.seed_generator) for inner in layer._flatten_layers() if _is_random(inner)]
 
     @keras.remat
     def call(*floats: Any) -> Any:  # tensors as arguments: gradients of what a closure captures would be lost
         given = iter(floats)
-        again = [next(given) if _is_float(value) else value for value in values]
+        again = keras.tree.pack_sequence_as(values, [next(given) if _is_float(leaf) else leaf for leaf in leaves])
         with contextlib.ExitStack() as stack:
             for of_generator in draws:
                 stack.enter_context(of_generator.from_start())
-            return layer(**keras.tree.pack_sequence_as(arguments, again))
+            return layer(**dict(zip(arguments, again, strict=True)))
 
     outputs = call(*floats)
     for of_generator in draws:
