@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from toy_requests import edited, impression, plain_requests, toy_spec, write_files
 
 from serving.export.raw_inputs import input_specs, raw_values, to_sparse
 from serving.export.warmup_requests import with_candidates
 from serving.tools.example_request import client_request
+from tests.testing.toy_requests import edited, impression, plain_requests, toy_spec, write_files
 from transform.errors import DataError, SpecError
 from transform.feature_types import base
 from transform.features import request_example

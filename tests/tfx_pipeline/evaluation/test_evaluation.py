@@ -5,7 +5,6 @@ import math
 import os
 
 import numpy as np
-import own_metrics
 import pytest
 import tensorflow as tf
 from google.protobuf import json_format
@@ -18,6 +17,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils
 
+from tests.testing import own_metrics
 from tests.testing.tiers import costly
 from tfx_pipeline.evaluation import eval_config, extractors, tfma_metrics
 from trainer.metrics import ranking_metrics
@@ -352,7 +352,7 @@ def test_nothing_to_evaluate_is_not_blessed(evaluate, tmp_path):
 
 def test_a_metric_of_ones_own_is_measured_and_gated(evaluate, requests):
     """Named by its import path: nothing of the project knows it."""
-    precision, brier = "own_metrics:precision", "own_metrics:brier"
+    precision, brier = "tests.testing.own_metrics:precision", "tests.testing.own_metrics:brier"
     gate = Gate(metric=brier, maximum=0.25, tolerance=0.001, min_positives=50)
     evaluation = SPEC.evaluation.model_copy(update={"metrics": ("auc", precision, brier), "gates": {"default": gate}})
     spec = SPEC.model_copy(update={"evaluation": evaluation})

@@ -1,10 +1,10 @@
 import math
 
 import numpy as np
-import own_metrics
 import pytest
 from sklearn import metrics as reference
 
+from tests.testing import own_metrics
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking_metrics import Rows
 from transform.errors import DataError, SpecError
@@ -223,18 +223,20 @@ def test_a_metric_of_ones_own_gets_the_columns_that_it_asks_for():
     labels, scores, groups, weights = random_rows(5)
     rows = Rows.observed(labels, scores, groups, weights * 2.5)
     brier = reference.brier_score_loss(rows.labels, rows.scores, sample_weight=rows.weights)
-    assert ranking_metrics.compute("own_metrics:brier", rows) == pytest.approx(brier)
-    assert ranking_metrics.compute("own_metrics:precision", rows) == own_metrics.precision_of_first(
+    assert ranking_metrics.compute("tests.testing.own_metrics:brier", rows) == pytest.approx(brier)
+    assert ranking_metrics.compute("tests.testing.own_metrics:precision", rows) == own_metrics.precision_of_first(
         rows.labels, rows.scores, rows.groups
     )
-    assert type(ranking_metrics.compute("own_metrics:mean_score", rows)) is float
+    assert type(ranking_metrics.compute("tests.testing.own_metrics:mean_score", rows)) is float
 
 
 def test_a_metric_of_ones_own_is_not_asked_what_has_no_answer():
     for rows in (Rows.observed([], [], [], None), Rows.observed([1, 0], [np.nan, 0.5], [0, 0], None)):
-        assert math.isnan(ranking_metrics.compute("own_metrics:brier", rows))
+        assert math.isnan(ranking_metrics.compute("tests.testing.own_metrics:brier", rows))
 
 
 def test_a_metric_that_returns_no_number_says_so():
-    with pytest.raises(SpecError, match="metric `own_metrics:talkative`: a number is expected of its function. .* str"):
-        ranking_metrics.compute("own_metrics:talkative", Rows.observed([1], [0.5], [0], None))
+    with pytest.raises(
+        SpecError, match="metric `tests.testing.own_metrics:talkative`: a number is expected of its function. .* str"
+    ):
+        ranking_metrics.compute("tests.testing.own_metrics:talkative", Rows.observed([1], [0.5], [0], None))

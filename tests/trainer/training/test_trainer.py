@@ -364,7 +364,7 @@ def test_a_loss_that_is_not_finite_names_its_cure(small, tmp_path):
 
 
 def test_early_stopping_may_watch_a_metric_of_ones_own(small, few, tmp_path):
-    watched, other = "own_metrics:brier", "own_metrics:precision"
+    watched, other = "tests.testing.own_metrics:brier", "tests.testing.own_metrics:precision"
     stopping = EarlyStopping(task="save", metric=watched, patience=5)
     spec = with_din(small.spec, epochs=3, early_stopping=stopping)
     spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"metrics": ("ndcg@5", other)})})

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import yaml
-from toy_requests import SPEC, edited, toy_spec
 
+from tests.testing.toy_requests import SPEC, edited, toy_spec
 from transform.errors import SpecError
 from transform.import_path import import_object, imported_packages
 from transform.spec import metric_table
 from transform.spec.loading import load_spec, parse_spec
 from transform.spec.metric_table import METRICS, Metric, find_metric
 
-OWN = "own_metrics:precision"
-LOWER = "own_metrics:brier"
-NO_DIRECTION = "own_metrics:mean_score"
+OWN = "tests.testing.own_metrics:precision"
+LOWER = "tests.testing.own_metrics:brier"
+NO_DIRECTION = "tests.testing.own_metrics:mean_score"
 
 
 def load(tmp_path, changes):
@@ -113,7 +113,7 @@ def test_a_metric_of_ones_own_may_stand_wherever_a_metric_may(tmp_path):
     )
     evaluation = spec.evaluation
     assert evaluation.named_metrics == ("auc", OWN, NO_DIRECTION, LOWER)
-    assert imported_packages([*evaluation.named_metrics, "ndcg@5"]) == ("own_metrics",)
+    assert imported_packages([*evaluation.named_metrics, "ndcg@5"]) == ("tests",)
     assert [(evaluation.gate(task).higher_is_better, evaluation.gate(task).bound) for task in ("click", "like")] == [
         (True, 0.0),
         (False, 0.3),
@@ -138,18 +138,25 @@ def test_a_spec_that_is_handed_on_needs_no_code_of_the_users():
             ["evaluation.metrics[1]: a module that can be imported", "`not_here.metrics`", "PYTHONPATH"],
         ),
         (
-            {"evaluation": {"gates": {"like": {"metric": "own_metrics:precisoin"}}}},
-            ["evaluation.gates.like.metric: a name in the module `own_metrics`", "`precisoin`", "Define it in "],
+            {"evaluation": {"gates": {"like": {"metric": "tests.testing.own_metrics:precisoin"}}}},
+            [
+                "evaluation.gates.like.metric: a name in the module `tests.testing.own_metrics`",
+                "`precisoin`",
+                "Define it in ",
+            ],
         ),
         (
-            {"training": {"early_stopping": {"task": "like", "metric": "own_metrics:brier_score"}}},
+            {"training": {"early_stopping": {"task": "like", "metric": "tests.testing.own_metrics:brier_score"}}},
             [
                 "training.early_stopping.metric: the import path of a `Metric`",
                 "of type function",
                 "from onerank import",
             ],
         ),
-        ({"evaluation": {"metrics": ["own_metrics:unfinished"]}}, ["a `Metric` with a function", "one without"]),
+        (
+            {"evaluation": {"metrics": ["tests.testing.own_metrics:unfinished"]}},
+            ["a `Metric` with a function", "one without"],
+        ),
         (
             {"training": {"early_stopping": {"task": "like", "metric": NO_DIRECTION}}},
             ["training.early_stopping.metric: a metric with a direction is expected: auc, gauc, ndcg@k or"],
@@ -160,7 +167,7 @@ def test_a_spec_that_is_handed_on_needs_no_code_of_the_users():
         ),
         (
             {"evaluation": {"gates": {"like": {"metric": LOWER, "minimum": 0.5}}}},
-            ["evaluation.gates.like: `minimum` has no meaning for `own_metrics:brier`. Use the other bound"],
+            [f"evaluation.gates.like: `minimum` has no meaning for `{LOWER}`. Use the other bound"],
         ),
         (
             {"training": {"early_stopping": {"task": "like", "metric": "calibration"}}},
@@ -182,12 +189,21 @@ def test_a_wrong_metric_is_one_clear_line(tmp_path, changes, parts):
 
 
 def test_an_import_path_may_lead_into_an_object():
-    assert import_object("own_metrics:precision.title", "here") == "first is right"
+    assert import_object("tests.testing.own_metrics:precision.title", "here") == "first is right"
     assert import_object("transform.spec.metric_table:Metric", "here") is Metric
 
 
 @pytest.mark.parametrize(
-    "path", ["own_metrics", "own_metrics:", ":precision", "own metrics:x", "own_metrics:1", "a.b.c", "../x:y"]
+    "path",
+    [
+        "own_metrics",
+        "tests.testing.own_metrics:",
+        ":precision",
+        "own metrics:x",
+        "tests.testing.own_metrics:1",
+        "a.b.c",
+        "../x:y",
+    ],
 )
 def test_what_is_no_import_path_is_refused(path):
     with pytest.raises(SpecError, match=r"^here: an import path is expected, as `package.module:Name`. Received: `"):

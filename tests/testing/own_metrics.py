@@ -1,4 +1,4 @@
-"""Metrics as a user would write them, named in specs as `own_metrics:precision` and so on."""
+"""Metrics as a user would write them, named in specs as `tests.testing.own_metrics:precision` and so on."""
 
 import math
 
