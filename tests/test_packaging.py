@@ -218,7 +218,7 @@ def environments(wheel, metadata, tmp_path_factory):
 @pytest.mark.parametrize(
     ("extra", "modules"),
     [
-        ("", ["onerank.cli", "transform.spec.ranking_spec", "transform.datasets.*"]),
+        ("", ["onerank.cli", "transform.spec.loading", "transform.datasets.*"]),
         ("client", ["serving.client.__main__"]),
         ("redis", ["serving.client.redis_context_cache"]),
         ("serving", ["serving.server.*", "serving.client.grpc_transport"]),

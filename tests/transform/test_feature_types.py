@@ -183,11 +183,18 @@ def test_a_served_model_takes_a_new_type(requests):
     assert specs["user"]["member"] == tf.TensorSpec([None], tf.string)
     assert specs["candidates"]["live"] == tf.TensorSpec([None, None], tf.string)
     assert specs["sequences"]["seen_live"] == tf.TensorSpec([None, None], tf.string)
-    for request in requests.values():
-        raw = {name: tf.constant(values) for name, values in raw_values(spec, request).items()}
-        tf.nest.map_structure(
-            np.testing.assert_array_equal, batch_of(to_sparse(spec, raw)), batch_of(parsed([request]))
-        )
+    both = [requests["u1|2"], requests["u2|1"]]  # of three candidates and one: the other two are padding
+    raw = [raw_values(spec, request) for request in both]
+    joined = {name: tf.constant(joined_behind([values[name] for values in raw])) for name in raw[0]}
+    tf.nest.map_structure(np.testing.assert_array_equal, batch_of(to_sparse(spec, joined)), batch_of(parsed(both)))
+
+
+def joined_behind(arrays):
+    """Arrays [1, ...] as one, each padded behind with a value that is not missing: nobody may read it."""
+    longest = np.max([array.shape for array in arrays], axis=0)
+    filler = "true" if arrays[0].dtype.kind in "OU" else 1
+    pads = [[(0, 0), *((0, to - size) for to, size in zip(longest[1:], a.shape[1:], strict=True))] for a in arrays]
+    return np.concatenate([np.pad(a, pad, constant_values=filler) for a, pad in zip(arrays, pads, strict=True)])
 
 
 def test_warm_up_and_example_requests_hold_a_new_type(requests):
