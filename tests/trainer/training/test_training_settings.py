@@ -12,6 +12,7 @@ import tensorflow as tf
 from tests.testing.trainings import rewritten, same_weights, weights_of, with_model, with_training
 from trainer.models.registry import build_model
 from trainer.ops.kernels import use_kernels
+from trainer.training import check_settings as check_settings_module
 from trainer.training import epoch, trainer
 from trainer.training.course import Course
 from trainer.training.precision import computing_in
@@ -387,3 +388,15 @@ def test_the_wait_for_batches_is_logged(caplog):
     run_epoch([1.0] * 5, 5, batches)
     share = float(caplog.text.split(" s, ")[1].split(" %")[0])
     assert 50 < share <= 100
+
+
+def test_settings_are_checked_with_tables_of_one_row(small, monkeypatch):
+    """A run that begins must not wait for, nor hold, the tables of a training."""
+    made = []
+    real = check_settings_module.build_model
+    monkeypatch.setattr(check_settings_module, "build_model", lambda *given: made.append(real(*given)) or made[-1])
+    spec = small.spec.model_copy(update={"model": Model(name="din", d=4, hidden=[4])})
+    check_settings_module.check_settings(spec)
+    (model,) = made
+    assert {variable.shape[0] for variable in model.embedding.trainable_variables} == {1}
+    assert len(model.embedding.trainable_variables) == len(small.inputs().rows)
