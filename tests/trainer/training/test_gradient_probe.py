@@ -74,7 +74,9 @@ def gradients_by_hand(model, batch, targets):
     items, labels, mask = batch["candidates"]["item"], targets["labels"], targets["mask"]
     x = embedded[items] + shift
     probabilities = 1 / (1 + np.exp(-(x @ kernel)))
-    of_logits = (probabilities - labels) * mask / mask.sum(axis=(0, 1)) * LOSS.weights_of_tasks
+    of_logits = (
+        (probabilities - labels) * mask / mask.sum(axis=(0, 1)) * np.array([task.weight for task in INPUTS.tasks])
+    )
     tables, networks = [], []
     for k in range(K):
         of_x = of_logits[..., k, None] * kernel[:, k]
