@@ -89,7 +89,7 @@ bench-attention: setup  ## The attention's kernels and their rivals: speed, memo
 bench-train: setup  ## OneRank's training step: attention's kernels, XLA, bfloat16, Keras's own layers
 	$(BENCH).training.train_step --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/training/train_step.json
 
-bench-serving: setup  ## Requests to an exported OneRank: kept contexts, repeated histories, the embedded server, skew
+bench-serving: setup  ## Requests to an exported OneRank: kept user states, repeated histories, the embedded server, skew
 	$(BENCH).serving.request_cost --spec "$(SPEC)" --data "$(DATA)" --cache "$(OUT)/bench/prepared" --output benchmarks/serving/request_cost.json
 
 bench-serving-load: setup  ## Ten minutes of load on the embedded server while versions come; then it is killed, and gets broken versions

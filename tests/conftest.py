@@ -131,9 +131,9 @@ def small(small_plain: Small) -> Small:
 
 @pytest.fixture(scope="session")
 @costly("slow")
-def small_counting(shared: Shared) -> Small:
-    """The small problem with counting features of every group."""
-    return _prepared(shared, "counting", **small_problem.COUNTING)
+def small_aggregates(shared: Shared) -> Small:
+    """The small problem with aggregate features of every group."""
+    return _prepared(shared, "counting", **small_problem.AGGREGATES)
 
 
 def _prepared(shared: Shared, name: str, **changes: Any) -> Small:
@@ -186,9 +186,9 @@ def served(small_plain: Small, shared: Shared) -> Served:
 
 
 @pytest.fixture(scope="session")
-def served_counting(small_counting: Small, shared: Shared) -> Served:
-    """The same with counting features."""
-    return _served(small_counting, shared, "served_counting")
+def served_aggregates(small_aggregates: Small, shared: Shared) -> Served:
+    """The same with aggregate features."""
+    return _served(small_aggregates, shared, "served_aggregates")
 
 
 def _served(small: Small, shared: Shared, name: str) -> Served:

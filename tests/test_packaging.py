@@ -220,7 +220,7 @@ def environments(wheel, metadata, tmp_path_factory):
     [
         ("", ["onerank.cli", "transform.spec.loading", "transform.datasets.*"]),
         ("client", ["serving.client.__main__"]),
-        ("redis", ["serving.client.redis_context_cache"]),
+        ("redis", ["serving.client.redis_user_state_cache"]),
         ("serving", ["serving.server.*", "serving.client.grpc_transport"]),
         (
             "train",

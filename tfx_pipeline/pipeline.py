@@ -12,9 +12,9 @@ from tfx.v1.components import Evaluator, ExampleValidator, StatisticsGen, Traine
 
 from tfx_pipeline.components.anomaly_gate import AnomalyGate
 from tfx_pipeline.components.atomic_pusher import AtomicPusher
-from tfx_pipeline.components.baselines import Baselines
 from tfx_pipeline.components.blessed_baseline import BlessedBaselineStrategy
 from tfx_pipeline.components.impression_example_gen import ImpressionExampleGen
+from tfx_pipeline.components.label_statistics import LabelStatistics
 from tfx_pipeline.components.serving_validator import ServingValidator
 from tfx_pipeline.components.spec_schema import SpecSchema
 from tfx_pipeline.config import PipelineConfig
@@ -34,7 +34,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
     """Puts the components together.
 
     ImpressionExampleGen -> StatisticsGen -> SpecSchema -> ExampleValidator -> AnomalyGate -> Transform -> Trainer
-    -> latest blessed model -> Evaluator and ServingValidator -> Pusher, and Baselines beside them.
+    -> latest blessed model -> Evaluator and ServingValidator -> Pusher, and LabelStatistics beside them.
 
     A component that is added or removed here is added or removed in `topology` as well.
 
@@ -94,10 +94,10 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         example_splits=["test"],
         module_path="tfx_pipeline.evaluation.extractors",
     )
-    baselines = Baselines(
+    label_statistics = LabelStatistics(
         examples=examples,
         spec=data_json,
-        code=code_version(*cached_code.BASELINES),
+        code=code_version(*cached_code.LABEL_STATISTICS),
     )
     serving_validator = None
     if spec.evaluation.served_requests:
@@ -124,7 +124,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
         pipeline_root=config.pipeline_root,
         components=[
             *(example_gen, statistics, schema_gen, validator, gate),
-            *(transform, trainer, *([baseline] if baseline else []), evaluator, baselines),
+            *(transform, trainer, *([baseline] if baseline else []), evaluator, label_statistics),
             *([serving_validator] if serving_validator else []),
             pusher,
         ],

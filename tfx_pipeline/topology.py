@@ -21,7 +21,7 @@ def topology(spec: RankingSpec) -> dict[str, tuple[str, ...]]:
     return {
         "ImpressionExampleGen": (),
         "SpecSchema": (),
-        "Baselines": ("ImpressionExampleGen",),
+        "LabelStatistics": ("ImpressionExampleGen",),
         "StatisticsGen": ("ImpressionExampleGen",),
         "ExampleValidator": ("SpecSchema", "StatisticsGen"),
         "AnomalyGate": ("ExampleValidator",),

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.attention.shapes import Shape, attention_inputs, layer_inputs, visible
+from trainer.ops.attention.attention_pattern import AttentionPattern, Prefix
 from trainer.ops.attention.structured_attention import structured_attention
-from trainer.ops.attention.visibility import Context, Visibility
 from trainer.ops.kernels import use_kernels
 
 Tensors = dict[str, Any]
@@ -67,20 +67,20 @@ def _attend(kernel: str, shape: Shape) -> Callable[[Tensors], Any]:
     if kernel == "tf additive":
         mask = _additive(visible(shape), tf.float32)
         return _without(lambda *tensors: _dense(*tensors, mask))
-    visibility = Visibility(shape.reads, shape.group_size)
+    pattern = AttentionPattern(shape.reads, shape.group_size)
 
-    def structured(queries: Any, keys: Any, values: Any, context_keys: Any, context_values: Any) -> Any:
-        context = None
+    def structured(queries: Any, keys: Any, values: Any, prefix_keys: Any, prefix_values: Any) -> Any:
+        prefix = None
         if shape.context:
-            context = Context(context_keys, context_values, tf.ones((shape.batch, shape.context), tf.bool))
+            prefix = Prefix(prefix_keys, prefix_values, tf.ones((shape.batch, shape.context), tf.bool))
         with use_kernels(kernel.split()[0]):
-            return structured_attention(queries, keys, values, visibility, context=context)
+            return structured_attention(queries, keys, values, pattern, prefix=prefix)
 
     return _with_projections(structured) if kernel in WITH_PROJECTIONS else _without(structured)
 
 
 def _without(attend: Callable[..., Any]) -> Callable[[Tensors], Any]:
-    names = ("queries", "keys", "values", "context_keys", "context_values")
+    names = ("queries", "keys", "values", "prefix_keys", "prefix_values")
     return lambda tensors: attend(*(tensors[name] for name in names))
 
 
@@ -92,7 +92,7 @@ def _with_projections(attend: Callable[..., Any]) -> Callable[[Tensors], Any]:
             return tf.einsum("bte,ehd->bhtd", tensors[tokens], tensors[f"{name}_kernel"])
 
         queries, keys, values = (project(name, "tokens") for name in ("query", "key", "value"))
-        read = attend(queries, keys, values, project("key", "context"), project("value", "context"))
+        read = attend(queries, keys, values, project("key", "prefix"), project("value", "prefix"))
         return tf.einsum("bhtd,hde->bte", read, tensors["output_kernel"])
 
     return layer
@@ -102,24 +102,24 @@ def _additive(mask: np.ndarray, dtype: Any) -> Any:
     return tf.where(tf.constant(mask), tf.zeros((), dtype), tf.constant(-1e9, dtype))
 
 
-def _masked(queries: Any, keys: Any, values: Any, context_keys: Any, context_values: Any, mask: Any) -> Any:
+def _masked(queries: Any, keys: Any, values: Any, prefix_keys: Any, prefix_values: Any, mask: Any) -> Any:
     """What one writes by hand, and `keras.ops.dot_product_attention` does."""
-    keys, values = _joined(keys, values, context_keys, context_values)
+    keys, values = _joined(keys, values, prefix_keys, prefix_values)
     scores = tf.matmul(queries, keys, transpose_b=True) * queries.shape[-1] ** -0.5
     return tf.matmul(tf.nn.softmax(tf.where(mask, scores, -1e9)), values)
 
 
-def _dense(queries: Any, keys: Any, values: Any, context_keys: Any, context_values: Any, mask: Any) -> Any:
+def _dense(queries: Any, keys: Any, values: Any, prefix_keys: Any, prefix_values: Any, mask: Any) -> Any:
     """The same with one pass over the scores less: queries are scaled, and the mask is added."""
-    keys, values = _joined(keys, values, context_keys, context_values)
+    keys, values = _joined(keys, values, prefix_keys, prefix_values)
     scores = tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True) + mask
     return tf.matmul(tf.nn.softmax(scores), values)
 
 
-def _joined(keys: Any, values: Any, context_keys: Any, context_values: Any) -> tuple[Any, Any]:
-    if not context_keys.shape[2]:
+def _joined(keys: Any, values: Any, prefix_keys: Any, prefix_values: Any) -> tuple[Any, Any]:
+    if not prefix_keys.shape[2]:
         return keys, values
-    return tf.concat([context_keys, keys], axis=2), tf.concat([context_values, values], axis=2)
+    return tf.concat([prefix_keys, keys], axis=2), tf.concat([prefix_values, values], axis=2)
 
 
 def _keras(shape: Shape) -> Callable[[Tensors], Any]:
@@ -132,7 +132,7 @@ def _keras(shape: Shape) -> Callable[[Tensors], Any]:
     def attend(tensors: Tensors) -> Any:
         tokens, everything = tensors["tokens"], tensors["tokens"]
         if shape.context:
-            everything = tf.concat([tensors["context"], tokens], axis=1)
+            everything = tf.concat([tensors["prefix"], tokens], axis=1)
         weights = [(variable, tensors[name]) for variable, name in zip(layer.variables, names, strict=True)]
         with keras.StatelessScope(state_mapping=weights):
             return layer(tokens, everything, attention_mask=mask)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Shape(NamedTuple):
-    """A list of tokens beside a context; see `trainer.ops.attention.visibility.Visibility`.
+    """A list of tokens beside a prefix; see `trainer.ops.attention.attention_pattern.AttentionPattern`.
 
     `backward` says whether training on it makes sense, so that gradients are measured.
     """
@@ -18,7 +18,7 @@ class Shape(NamedTuple):
     heads: int
     tokens: int
     depth: int = 32
-    context: int = 0
+    prefix: int = 0
     reads: str = "before"
     group_size: int | None = None
     backward: bool = False
@@ -42,8 +42,8 @@ class Shape(NamedTuple):
 
 
 def candidates(name: str, number: int, history: int) -> Shape:
-    """One request as OneRank sees it: a context, and groups of a candidate's token and four task tokens."""
-    return Shape(name, 1, 8, 5 * number, context=history, reads="first", group_size=5)
+    """One request as OneRank sees it: a prefix, and groups of a candidate's token and four task tokens."""
+    return Shape(name, 1, 8, 5 * number, prefix=history, reads="first", group_size=5)
 
 
 SHAPES = (
@@ -59,7 +59,7 @@ SWEEP = tuple(
 
 
 def visible(shape: Shape, rows: Any = None) -> np.ndarray:
-    """Bool [Q, context + tokens]: who reads whom; of all queries or of some rows."""
+    """Bool [Q, prefix + tokens]: who reads whom; of all queries or of some rows."""
     query = np.arange(shape.tokens)[slice(None) if rows is None else rows, None]
     key = np.arange(shape.tokens)
     own = key <= query
@@ -73,16 +73,16 @@ def attention_inputs(shape: Shape) -> dict[str, np.ndarray]:
     """Queries, keys and values, and a gradient of the result: standard normal, float32, always the same."""
     draw = np.random.default_rng(0).standard_normal
     sizes = dict.fromkeys(("queries", "keys", "values", "grad_out"), shape.tokens)
-    sizes |= dict.fromkeys(("context_keys", "context_values"), shape.context)
+    sizes |= dict.fromkeys(("prefix_keys", "prefix_values"), shape.context)
     return {name: draw((shape.batch, shape.heads, size, shape.depth), dtype=np.float32) for name, size in sizes.items()}
 
 
 def layer_inputs(shape: Shape) -> dict[str, np.ndarray]:
-    """Tokens [B, M, H D] and context, the four projections of a multi-head attention without biases, and a gradient."""
+    """Tokens [B, M, H D] and prefix, the four projections of a multi-head attention without biases, and a gradient."""
     draw, width = np.random.default_rng(0).standard_normal, shape.heads * shape.depth
     arrays = {
         name: draw((shape.batch, size, width), dtype=np.float32)
-        for name, size in {"tokens": shape.tokens, "context": shape.context, "grad_out": shape.tokens}.items()
+        for name, size in {"tokens": shape.tokens, "prefix": shape.context, "grad_out": shape.tokens}.items()
     }
     projection, scale = (width, shape.heads, shape.depth), np.float32(width**-0.5)
     arrays |= {f"{name}_kernel": scale * draw(projection, dtype=np.float32) for name in ("query", "key", "value")}

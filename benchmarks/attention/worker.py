@@ -68,8 +68,8 @@ def torch_build(kernel: str, shape: Shape, backward: bool) -> Callable[[], list[
     def call() -> list[Any]:
         keys, values = arrays["keys"], arrays["values"]
         if shape.context:
-            keys = torch.cat([arrays["context_keys"], keys], dim=2)
-            values = torch.cat([arrays["context_values"], values], dim=2)
+            keys = torch.cat([arrays["prefix_keys"], keys], dim=2)
+            values = torch.cat([arrays["prefix_values"], values], dim=2)
         out = torch.nn.functional.scaled_dot_product_attention(arrays["queries"], keys, values, **options)
         if not backward:
             return [out]

@@ -95,7 +95,7 @@ class Variant:
 def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, Variant]:
     """Reads variants: by name `alone`, `lightgbm`, `model` and `training` to merge into the spec's, or `aggregates`.
 
-    The counting features of a variant are a part of the spec's, so that all variants read the same prepared data; with
+    The aggregate features of a variant are a part of the spec's, so that all variants read the same prepared data; with
     an empty list it has none.
     """
     with open(path, encoding="utf-8") as file:
@@ -112,10 +112,10 @@ def load_variants(spec: RankingSpec, path: str | Path) -> dict[str, Variant]:
         plain["training"] = {**plain.get("training", {}), **changes.get("training", {})}
         plain["aggregates"] = changes.get("aggregates", plain.get("aggregates", []))
         parsed = parse_spec(json.dumps(plain), f"{path}: {name}")
-        unknown = [f.name for f in parsed.counting_features() if f not in spec.counting_features()]
+        unknown = [f.name for f in parsed.aggregate_features() if f not in spec.aggregate_features()]
         if unknown:
             raise SpecError(
-                f"{path}: {name}: counting features of the spec are expected, with its settings. "
+                f"{path}: {name}: aggregate features of the spec are expected, with its settings. "
                 f"Received: {', '.join(unknown)}. Add them to the spec."
             )
         variants[name] = Variant(parsed, changes.get("alone", False), changes.get("lightgbm", False))

@@ -35,7 +35,7 @@ from tfx.types import artifact_utils
 from tfx.utils import path_utils
 
 from serving.export.exporter import load_exported_spec
-from tfx_pipeline.components.baselines import BASELINES_FILE
+from tfx_pipeline.components.label_statistics import LABEL_STATISTICS_FILE
 from tfx_pipeline.config import PipelineConfig
 from tfx_pipeline.evaluation.eval_config import load_metrics
 from tfx_pipeline.metadata.runs import ComponentRun, RunReader
@@ -126,7 +126,9 @@ def benchmark(spec: RankingSpec, output: str, threads: int, console: Console) ->
     columns = list(make_columns(spec, splits["train"]))
     inputs = {split: to_matrix(columns, rows) for split, rows in splits.items()}
     seconds["reading"] = time.perf_counter() - started
-    with open(os.path.join(run["Baselines"].output("baselines").uri, BASELINES_FILE), encoding="utf-8") as file:
+    with open(
+        os.path.join(run["LabelStatistics"].output("label_statistics").uri, LABEL_STATISTICS_FILE), encoding="utf-8"
+    ) as file:
         tasks: dict[str, dict[str, Any]] = json.load(file)
     of_model = load_metrics(run["Evaluator"].output("evaluation").uri).candidate[()]
     for task in spec.task_names:
@@ -158,7 +160,7 @@ def _peak_memory() -> float:
 def find_run(spec: RankingSpec, output: str) -> dict[str, ComponentRun]:
     """The components of the newest run, which must have finished with the spec's data, features and tasks."""
     run = RunReader(PipelineConfig(spec, "", os.path.abspath(output)).metadata_path, spec.name).newest()
-    for node in ("ImpressionExampleGen", "Trainer", "Baselines", "Evaluator"):
+    for node in ("ImpressionExampleGen", "Trainer", "LabelStatistics", "Evaluator"):
         if node not in run or not run[node].finished:
             raise PipelineError(
                 f"--output: a finished pipeline run of `{spec.name}` is expected. Received: `{output}`, "
@@ -206,7 +208,7 @@ def read_rows(spec: RankingSpec, folder: str) -> Candidates:
         requests += request[request_example.REQUEST_ID] * count
         for task in spec.task_names:
             labels[task] += request[request_example.label_key(task)]
-            masks[task] += request[request_example.mask_key(task)]
+            masks[task] += request[request_example.weight_key(task)]
         for group, feature in spec.feature_groups():
             column = feature.decode(request)
             values[feature.name] += column if group == "candidate" else column * count

@@ -21,7 +21,7 @@ from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
 METRICS = ("auc", "gauc")
-SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own, as in Baselines
+SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own, as in LabelStatistics
 
 
 def oracle(folder: str | os.PathLike[str]) -> dict[str, dict[str, float]]:

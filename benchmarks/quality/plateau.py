@@ -106,7 +106,7 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
 
 def _normalized_entropy(model: Any, batch: dict, targets: dict) -> list[float]:
     scores = tf.sigmoid(tf.cast(model(batch, training=False), tf.float32)).numpy()
-    labels, there = targets["labels"].numpy(), targets["mask"].numpy()
+    labels, there = targets["labels"].numpy(), targets["weights"].numpy()
     tasks = range(labels.shape[-1])
     return [ranking_metrics.normalized_entropy(labels[..., k], scores[..., k], there[..., k]) for k in tasks]
 

@@ -65,7 +65,7 @@ class LoadClients:
         self.totals: Counter[str] = Counter()
 
     def ask(self) -> None:
-        """Sends the next request: protocols take turns, every other pair of them keeps contexts."""
+        """Sends the next request: protocols take turns, every other pair of them keeps user states."""
         with self._lock:
             number = self.asked
             self.asked += 1

@@ -35,7 +35,7 @@ from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Transport
 from serving.export.raw_inputs import raw_values
-from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
+from serving.export.signatures import ENCODE_USER, RANK, RANK_WITH_USER_STATE
 from tests.testing import serving_skew
 from transform.errors import UserError
 from transform.features import request_example
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving.request_cost",
-        description="Measures served requests: shared and repeated histories, kept contexts, the server, skew.",
+        description="Measures served requests: shared and repeated histories, kept user states, the server, skew.",
     )
     add_data_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="one history, few rounds: what the figures need")
@@ -195,7 +195,7 @@ class Direct:
     def warm_up(self, raw: Mapping[str, Any]) -> None:
         """Calls each signature that is measured once."""
         self.bind(RANK, raw)()
-        self.bind(RANK_WITH_CONTEXT, {**raw, **self.bind(ENCODE_CONTEXT, raw)()})()
+        self.bind(RANK_WITH_USER_STATE, {**raw, **self.bind(ENCODE_USER, raw)()})()
 
     def bind(self, name: str, tensors: Mapping[str, Any]) -> Callable[[], dict[str, tf.Tensor]]:
         """A call of a signature on tensors that are ready."""
@@ -249,14 +249,14 @@ class Clocked:
 def measure_history(
     direct: Direct, request: Callable[[int], Any], events: int, candidates: Sequence[int], sizes: Sizes
 ) -> list[Row]:
-    """Rows of `rank` and of `rank_with_context` for each number of candidates, and one of `encode_context`."""
+    """Rows of `rank` and of `rank_with_user_state` for each number of candidates, and one of `encode_user`."""
     runs: dict[Key, Clocked] = {}
     for n in candidates:
         raw = raw_values(direct.spec, request(n))
-        encode = direct.bind(ENCODE_CONTEXT, raw)
+        encode = direct.bind(ENCODE_USER, raw)
         runs[n, RANK] = Clocked(direct.bind(RANK, raw))
-        runs[n, RANK_WITH_CONTEXT] = Clocked(direct.bind(RANK_WITH_CONTEXT, {**raw, **encode()}))
-    runs[0, ENCODE_CONTEXT] = Clocked(encode)
+        runs[n, RANK_WITH_USER_STATE] = Clocked(direct.bind(RANK_WITH_USER_STATE, {**raw, **encode()}))
+    runs[0, ENCODE_USER] = Clocked(encode)
     return _rows(events, runs, measure.interleaved(runs, sizes.rounds, sizes.seconds))
 
 
@@ -368,11 +368,11 @@ def find_figures(rows: Sequence[Row], skew: Sequence[Row], retraces: int) -> dic
     for n in (100, 500):
         if (REPEATED, n) in found:
             figures[f"serving.sharing.N{n}"] = found[REPEATED, n]["over_rank"]["median"]
-    if (RANK_WITH_CONTEXT, 50) in found:
-        figures["serving.cache_hit.N50"] = 1 / found[RANK_WITH_CONTEXT, 50]["over_rank"]["median"]
+    if (RANK_WITH_USER_STATE, 50) in found:
+        figures["serving.cache_hit.N50"] = 1 / found[RANK_WITH_USER_STATE, 50]["over_rank"]["median"]
     if "over_n100" in found.get((RANK, 1000), {}):
         figures["serving.growth.N100_N1000"] = found[RANK, 1000]["over_n100"]["median"]
-    through_server = {row["way"]: row for row in rows if row["way"] not in (RANK, RANK_WITH_CONTEXT, REPEATED)}
+    through_server = {row["way"]: row for row in rows if row["way"] not in (RANK, RANK_WITH_USER_STATE, REPEATED)}
     loaded = through_server[_at_load(LOADS[-1])]
     return {
         **figures,

@@ -1,8 +1,8 @@
 """A server under load while versions come, and when things go wrong: `python -m benchmarks.serving.server_load --help`.
 
-Clients ask as fast as they are answered, over gRPC and REST, with and without kept contexts. Versions take turns among
-models whose scores differ, and each answer is compared with the scores of the version that it says it is from: a wrong,
-mixed or mistaken answer is seen. It must go on so when the server is killed, and when a version comes that is broken.
+Clients ask as fast as they are answered, over gRPC and REST, with and without kept user states. Versions take turns
+among models whose scores differ, and each answer is compared with the scores of the version that it says it is from: a
+wrong, mixed or mistaken answer is seen. It must go on so when the server is killed, and when a broken version comes.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class KerasAttentionOneRank(OneRank):
             block.take_weights(original)
         return twin
 
-    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+    def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The context's tokens as they come in: nothing more is known before candidates are."""
         embedded = self.embedding(user, group="user")
         tokens, mask = self._context_tokens(sequences, embedded)

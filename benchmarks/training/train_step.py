@@ -38,7 +38,7 @@ from trainer.models.registry import build_model
 from trainer.ops.fused import fused_attention, unavailable
 from trainer.ops.kernels import use_kernels
 from trainer.training.cost import batch_cost
-from trainer.training.epoch import Waiting
+from trainer.training.epoch import PrefetchTimer
 from trainer.training.trainer import Optimizers, make_train_step
 from transform.errors import UserError
 from transform.features.batching import count_labels, request_batches
@@ -78,7 +78,7 @@ WAYS = {
     "portable": Way("portable"),
     "portable, XLA": Way("portable", {"jit_compile": True}),
     "bfloat16": Way(settings={"precision": "mixed_bfloat16"}, exact=False),
-    "recomputed": Way(settings={"recompute": True}),
+    "recomputed": Way(settings={"gradient_checkpointing": True}),
     "whole tables": Way(settings={"optimizer": Optimizer(schedule="constant")}, exact=False),
     "norms, GELU apart": Way(fused_attention),
     "Keras dense": Way(keras_dense=True),
@@ -291,13 +291,13 @@ def input_wait_percent(spec: RankingSpec, inputs: ModelInputs, files: Sequence[s
     optimizers = Optimizers(settings, model, loss_fn, steps=1000)
     batches = request_batches(spec, files, settings.batch_requests, settings.shuffle_requests)
     step = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)
-    waiting = Waiting()
+    timer = PrefetchTimer()
     started = waited = 0.0
-    for number, (batch, targets) in enumerate(waiting.over(batches)):
+    for number, (batch, targets) in enumerate(timer.over(batches)):
         float(step(batch, targets)[0])
         if number == 0:
-            started, waited = time.perf_counter(), waiting.seconds
-    return 100 * (waiting.seconds - waited) / (time.perf_counter() - started)
+            started, waited = time.perf_counter(), timer.seconds
+    return 100 * (timer.seconds - waited) / (time.perf_counter() - started)
 
 
 # === Figures and tables ===

@@ -4,16 +4,16 @@ from transform.extras import require_extra
 
 require_extra("client", "serving.client", "cachetools", "httpx", "rich", "tenacity")
 
-from serving.client.context_cache import ContextCache, ContextKey
 from serving.client.errors import RankingError, RankingUnavailable, RequestError
-from serving.client.lru_context_cache import LruContextCache
+from serving.client.lru_user_state_cache import LruUserStateCache
 from serving.client.ranker import Ranker
 from serving.client.ranking import Ranking
+from serving.client.user_state_cache import UserStateCache, UserStateKey
 
 __all__ = [
-    "ContextCache",
-    "ContextKey",
-    "LruContextCache",
+    "UserStateCache",
+    "UserStateKey",
+    "LruUserStateCache",
     "Ranker",
     "Ranking",
     "RankingError",

@@ -14,8 +14,8 @@ from serving.client.values import Place, check_names, to_array, to_columns
 
 # The names that the exporter gives; written again here because its module imports TensorFlow. A test compares them.
 RANK = "rank"
-ENCODE_CONTEXT = "encode_context"
-RANK_WITH_CONTEXT = "rank_with_context"
+ENCODE_USER = "encode_user"
+RANK_WITH_USER_STATE = "rank_with_user_state"
 SUMMARIZE_CANDIDATES = "summarize_candidates"
 SCORE_SUMMARY = "score_summary"
 SCORE = "score"
@@ -47,7 +47,7 @@ class ModelInterface:
 
     def __init__(self, model: str, metadata: Metadata):
         self.model, self.version, self.signatures = model, metadata.version, metadata.signatures
-        needed = (RANK, ENCODE_CONTEXT, RANK_WITH_CONTEXT)
+        needed = (RANK, ENCODE_USER, RANK_WITH_USER_STATE)
         if not all(name in self.signatures for name in needed):
             raise RequestError(
                 f"model `{model}` version {self.version}: the signatures {', '.join(needed)} are expected. "
@@ -55,10 +55,10 @@ class ModelInterface:
             )
         scores = self.signatures[RANK].outputs
         self.tasks = tuple(sorted(name for name in scores if name not in (SCORE, CANDIDATE_MASK)))
-        users = dict(self.signatures[ENCODE_CONTEXT].inputs)
+        users = dict(self.signatures[ENCODE_USER].inputs)
         others = {
             name: spec
-            for name, spec in self.signatures[RANK_WITH_CONTEXT].inputs.items()
+            for name, spec in self.signatures[RANK_WITH_USER_STATE].inputs.items()
             if not name.startswith(CACHE_PREFIX) and name != CANDIDATE_COUNT
         }
         self._context = {name: spec for name, spec in sorted(others.items()) if spec.rank == 1}
@@ -70,12 +70,12 @@ class ModelInterface:
     @property
     def cache_dtypes(self) -> set[str]:
         """The dtypes of an encoded context."""
-        return {spec.dtype for spec in self.signatures[ENCODE_CONTEXT].outputs.values()}
+        return {spec.dtype for spec in self.signatures[ENCODE_USER].outputs.values()}
 
     def fits(self, context: Tensors) -> bool:
-        """Whether a kept context has the names, dtypes and ranks of what `encode_context` gives."""
+        """Whether a kept user state has the names, dtypes and ranks of what `encode_user` gives."""
         kept = {name: TensorSpec(_dtype(array), array.ndim) for name, array in context.items()}
-        return kept == self.signatures[ENCODE_CONTEXT].outputs
+        return kept == self.signatures[ENCODE_USER].outputs
 
     def signature(self, name: str) -> Signature:
         """A signature by name; a RequestError where the model has none of that name."""
@@ -90,7 +90,7 @@ class ModelInterface:
     def context_inputs(
         self, user: Mapping[str, Any] | None, sequences: Mapping[str, Any] | None
     ) -> dict[str, np.ndarray]:
-        """The inputs of `encode_context`.
+        """The inputs of `encode_user`.
 
         Args:
             user: dict. Feature values.
@@ -113,7 +113,7 @@ class ModelInterface:
         return inputs
 
     def candidate_inputs(self, context: Mapping[str, Any] | None, candidates: Any) -> tuple[dict[str, np.ndarray], int]:
-        """The inputs of `rank_with_context` beside the cache.
+        """The inputs of `rank_with_user_state` beside the cache.
 
         Args:
             context: dict. Feature values.

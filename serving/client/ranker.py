@@ -11,16 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from serving.client.context_cache import ContextCache, ContextKey
 from serving.client.current_model import CurrentModel
 from serving.client.deadline import Deadline
 from serving.client.errors import RankingUnavailable, RequestError, VersionGone
-from serving.client.lru_context_cache import LruContextCache
+from serving.client.lru_user_state_cache import LruUserStateCache
 from serving.client.model_interface import (
     CANDIDATE_COUNT,
-    ENCODE_CONTEXT,
+    ENCODE_USER,
     RANK,
-    RANK_WITH_CONTEXT,
+    RANK_WITH_USER_STATE,
     SCORE,
     SCORE_SUMMARY,
     SUMMARIZE_CANDIDATES,
@@ -30,6 +29,7 @@ from serving.client.model_interface import (
 from serving.client.ranking import Ranking
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Tensors, Transport
+from serving.client.user_state_cache import UserStateCache, UserStateKey
 from transform.extras import MissingExtra
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Ranker:
         deadline: float. Seconds that a request may take, all attempts together. Defaults to 5.
         token: str, optional. Sent with each call as `Authorization: Bearer`.
         ca: str, optional. The file with the certificates to trust (PEM). Defaults to the system's.
-        cache: ContextCache, optional. Where contexts are kept. Defaults to 64 MiB of memory, for ten minutes.
+        cache: UserStateCache, optional. Where contexts are kept. Defaults to 64 MiB of memory, for ten minutes.
         max_candidates: int. The most that are sent in one call; longer lists are scored in parts, with equal results.
             Defaults to 4096.
         parallel: int. The most parts that are under way at once, of all requests together. Defaults to 4.
@@ -66,7 +66,7 @@ class Ranker:
         RequestError: when an argument is wrong.
 
     Attributes:
-        cache: ContextCache.
+        cache: UserStateCache.
         max_candidates: int.
 
     Example:
@@ -93,7 +93,7 @@ class Ranker:
         deadline: float = 5.0,
         token: str | None = None,
         ca: str | None = None,
-        cache: ContextCache | None = None,
+        cache: UserStateCache | None = None,
         max_candidates: int = 4096,
         parallel: int = 4,
         refresh: float = 10.0,
@@ -105,7 +105,7 @@ class Ranker:
                 raise RequestError(f"{name}: a number above 0 is expected. Received: {number!r}.")
         self.max_candidates = max_candidates
         self._deadline = deadline
-        self.cache = cache if cache is not None else LruContextCache()
+        self.cache = cache if cache is not None else LruUserStateCache()
         self._transport = _connect(address, token, ca)
         self._current = CurrentModel(self._transport, model, version, label, refresh)
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="ranker")
@@ -197,23 +197,23 @@ class Ranker:
         if not count:
             return _ranking(model, {name: np.zeros((1, 0), np.float32) for name in (*model.tasks, SCORE)}, 0, False)
         in_parts = count > self.max_candidates
-        carried = self._carries_contexts(model, who is not None, in_parts)
+        carried = self._carries_user_states(model, who is not None, in_parts)
         if in_parts:
             model.signature(SUMMARIZE_CANDIDATES)  # before anything is sent
         elif who is None or not carried:
             return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), count, False)
-        key = None if who is None else ContextKey(model.model, model.version, *who)
+        key = None if who is None else UserStateKey(model.model, model.version, *who)
         known = self.cache.get(key) if key else None
         if known is not None and not model.fits(known):
             _log.warning("The context kept under %s is not one of the model's: it is encoded anew.", key)
             known = None
-        encoded = known if known is not None else predict(ENCODE_CONTEXT, model.context_inputs(user, sequences))
+        encoded = known if known is not None else predict(ENCODE_USER, model.context_inputs(user, sequences))
         if key and known is None:
             self.cache.put(key, encoded)
         if in_parts:
             outputs = self._rank_in_parts(model, predict, {**encoded, **inputs})
         else:
-            outputs = predict(RANK_WITH_CONTEXT, {**encoded, **inputs})
+            outputs = predict(RANK_WITH_USER_STATE, {**encoded, **inputs})
         return _ranking(model, outputs, count, known is not None)
 
     def _rank_in_parts(self, model: ModelInterface, predict: Predict, inputs: Tensors) -> Tensors:
@@ -232,7 +232,7 @@ class Ranker:
             for name in outputs[0]
         }
 
-    def _carries_contexts(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
+    def _carries_user_states(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
         """Whether contexts can be sent. If not, the log says so once where they are wanted; needed, it is an error."""
         dtypes = ", ".join(dtype for dtype in sorted(model.cache_dtypes) if not self._transport.carries(dtype))
         if dtypes and needed:
@@ -254,7 +254,7 @@ def _ranking(model: ModelInterface, outputs: Tensors, count: int, cached: bool) 
         score=score,
         order=np.argsort(-score, kind="stable"),
         version=model.version,
-        context_cached=cached,
+        user_state_cached=cached,
     )
 
 

@@ -17,11 +17,11 @@ class Ranking:
         score: float32 [N]. The fused score.
         order: int64 [N]. The candidates' positions, best score first; ties stay in the order given.
         version: int. The version of the model that computed all of it.
-        context_cached: bool. Whether the user's context came from the cache.
+        user_state_cached: bool. Whether the user's context came from the cache.
     """
 
     tasks: Mapping[str, np.ndarray]
     score: np.ndarray
     order: np.ndarray
     version: int
-    context_cached: bool
+    user_state_cached: bool

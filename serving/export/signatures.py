@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from serving.export.checks import Axis, SameSize, check_examples, check_inputs, check_sizes
 from serving.export.raw_inputs import Tensors, TensorSpecs, input_specs, to_sparse
-from serving.export.wire_format import pack_cache, pack_summary, unpack_cache, unpack_summary
+from serving.export.wire_format import pack_summary, pack_user_state, unpack_summary, unpack_user_state
 from trainer.models.base import RankingModel, empty_batch
 from trainer.models.setwise import score_summary, summarize_candidates
 from transform.features import request_example
@@ -23,8 +23,8 @@ from transform.spec.ranking_spec import RankingSpec
 
 SERVING_DEFAULT = "serving_default"
 RANK = "rank"
-ENCODE_CONTEXT = "encode_context"
-RANK_WITH_CONTEXT = "rank_with_context"
+ENCODE_USER = "encode_user"
+RANK_WITH_USER_STATE = "rank_with_user_state"
 SUMMARIZE_CANDIDATES = "summarize_candidates"
 SCORE_SUMMARY = "score_summary"
 TRANSFORM_FEATURES = "transform_features"
@@ -69,8 +69,8 @@ class RankingSignatures(tf.Module):
             SERVING_DEFAULT: _concrete(self._serve_examples, serialized),
             TRANSFORM_FEATURES: _concrete(self._transform_features, serialized),
             RANK: _concrete(self._rank, {**users, **candidates}),
-            ENCODE_CONTEXT: _concrete(self._encode_context, users),
-            RANK_WITH_CONTEXT: _concrete(self._rank_with_context, {**cache, **candidates}),
+            ENCODE_USER: _concrete(self._encode_user, users),
+            RANK_WITH_USER_STATE: _concrete(self._rank_with_user_state, {**cache, **candidates}),
             SUMMARIZE_CANDIDATES: _concrete(self._summarize_candidates, {**cache, **candidates}),
             SCORE_SUMMARY: _concrete(self._score_summary, {**cache, **context, **summary, **states, **mask}),
         }
@@ -83,21 +83,21 @@ class RankingSignatures(tf.Module):
     def _rank(self, raw: Tensors) -> Tensors:
         return self._outputs(self._batch_of_raw(check_inputs(self._spec, raw)))
 
-    def _encode_context(self, raw: Tensors) -> Tensors:
+    def _encode_user(self, raw: Tensors) -> Tensors:
         batch = self._batch_of_raw(check_inputs(self._spec, raw))
         sequences = {name: _at_least_one(parts) for name, parts in batch["sequences"].items()}
-        cache = self.model.encode_context(batch["user"], sequences, training=False)
+        cache = self.model.encode_user(batch["user"], sequences, training=False)
         return _with_prefix(
-            CACHE_PREFIX, pack_cache(cache, self._spec.serving.cache_dtype, self.model.full_precision_state)
+            CACHE_PREFIX, pack_user_state(cache, self._spec.serving.cache_dtype, self.model.full_precision_state)
         )
 
-    def _rank_with_context(self, inputs: Tensors) -> Tensors:
-        cache, batch = self._with_context(check_inputs(self._spec, inputs))
+    def _rank_with_user_state(self, inputs: Tensors) -> Tensors:
+        cache, batch = self._with_user_state(check_inputs(self._spec, inputs))
         logits = self.model.score_candidates(cache, batch["context"], batch["candidates"], training=False)
         return self._probabilities(logits, batch["candidates"]["mask"])
 
     def _summarize_candidates(self, inputs: Tensors) -> Tensors:
-        cache, batch = self._with_context(check_inputs(self._spec, inputs))
+        cache, batch = self._with_user_state(check_inputs(self._spec, inputs))
         candidates = batch["candidates"]
         states, summary = summarize_candidates(self.model, cache, batch["context"], candidates)
         mask = {CANDIDATE_MASK: tf.cast(candidates["mask"], tf.float32)}
@@ -109,7 +109,7 @@ class RankingSignatures(tf.Module):
         first = next(iter(self._summary_specs), "")
         rules += [SameSize(Axis(name, 1), Axis(first, 1), "parts") for name in self._summary_specs]
         inputs = check_sizes(inputs, rules)
-        cache, batch = self._with_context(inputs)
+        cache, batch = self._with_user_state(inputs)
         summary = unpack_summary(_without_prefix(SUMMARY_PREFIX, inputs, self._summary_specs), self._nothing)
         states = _without_prefix(STATE_PREFIX, inputs, self._state_specs)
         logits = score_summary(self.model, cache, batch["context"], summary, states)
@@ -136,12 +136,12 @@ class RankingSignatures(tf.Module):
         # What the inputs don't suffice for is left out; a group that is missing fails below, at export.
         return to_batch(self._spec, self._preprocess(raw) if raw else {})
 
-    def _with_context(self, inputs: Tensors) -> tuple[Tensors, Batch]:
+    def _with_user_state(self, inputs: Tensors) -> tuple[Tensors, Batch]:
         """The cache, and the batch of the raw inputs beside it."""
         cache = _without_prefix(CACHE_PREFIX, inputs, self._cache_specs)
         known = {name for group in input_specs(self._spec).values() for name in group}
         batch = self._batch_of_raw({name: tensor for name, tensor in inputs.items() if name in known})
-        return unpack_cache(cache, self._masks), batch
+        return unpack_user_state(cache, self._masks), batch
 
     def _outputs(self, batch: Batch) -> Tensors:
         return self._probabilities(self.model(batch, training=False), batch["candidates"]["mask"])
@@ -159,7 +159,7 @@ class RankingSignatures(tf.Module):
         """The specs of cache, states and summary, and the summary of no candidate."""
         batch = empty_batch(self.model.inputs_spec)
         cache, longer = (
-            self.model.encode_context(batch["user"], sequences)
+            self.model.encode_user(batch["user"], sequences)
             for sequences in (batch["sequences"], _twice(batch["sequences"]))
         )
         self._masks = frozenset(name for name, tensor in cache.items() if tensor.dtype == tf.bool)
@@ -167,7 +167,7 @@ class RankingSignatures(tf.Module):
         states, self._nothing = summarize_candidates(self.model, cache, batch["context"], nobody)
         self._cache_specs = {
             CACHE_PREFIX + name: tf.TensorSpec([None, *_common(tensor.shape[1:], longer[name].shape[1:])], tensor.dtype)
-            for name, tensor in pack_cache(
+            for name, tensor in pack_user_state(
                 cache, self._spec.serving.cache_dtype, self.model.full_precision_state
             ).items()
         }

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.export.raw_inputs import raw_values, sequence_keys
-from serving.export.signatures import ENCODE_CONTEXT, SUMMARIZE_CANDIDATES
+from serving.export.signatures import ENCODE_USER, SUMMARIZE_CANDIDATES
 from transform.features import request_example
 from transform.spec.ranking_spec import RankingSpec
 
@@ -38,7 +38,7 @@ def warmup_requests(
         tensors["examples"] = tf.constant([request_example.encode(request).SerializeToString(deterministic=True)])
         for signature, function in signatures.items():
             inputs = {name: tensors[name] for name in function.structured_input_signature[1]}
-            if signature in (ENCODE_CONTEXT, SUMMARIZE_CANDIDATES):  # inputs of others
+            if signature in (ENCODE_USER, SUMMARIZE_CANDIDATES):  # inputs of others
                 tensors.update(function(**inputs))
             record = _log(spec.name, signature, inputs).SerializeToString(deterministic=True)
             if record not in seen:  # not all depend on the candidates

@@ -15,7 +15,7 @@ from serving.export.raw_inputs import Tensors
 PART = "part"
 
 
-def pack_cache(cache: Mapping[str, tf.Tensor], dtype: str, exact: Collection[str] = ()) -> Tensors:
+def pack_user_state(cache: Mapping[str, tf.Tensor], dtype: str, exact: Collection[str] = ()) -> Tensors:
     """A context cache as it travels: masks [B, U] as int32 places, 1 to U where true, else 0; numbers in `dtype`.
 
     Tensors that are named in `exact` stay float32.
@@ -29,8 +29,8 @@ def pack_cache(cache: Mapping[str, tf.Tensor], dtype: str, exact: Collection[str
     return {name: packed(name, tf.convert_to_tensor(tensor)) for name, tensor in cache.items()}
 
 
-def unpack_cache(cache: Mapping[str, tf.Tensor], masks: frozenset[str]) -> Tensors:
-    """The opposite of `pack_cache`, in float32; a place that holds another one's number is padding."""
+def unpack_user_state(cache: Mapping[str, tf.Tensor], masks: frozenset[str]) -> Tensors:
+    """The opposite of `pack_user_state`, in float32; a place that holds another one's number is padding."""
 
     def unpacked(name: str, tensor: tf.Tensor) -> tf.Tensor:
         if name in masks:

@@ -13,11 +13,11 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from serving.server.errors import RequestError, invalid
 from serving.server.loaded_version import LoadedVersion
-from serving.server.metrics import Asked, Metrics
+from serving.server.metrics import Metrics, RequestLabels
+from serving.server.model_ref import ModelRef
 from serving.server.options import ServerOptions
 from serving.server.predictor import Predictor
 from serving.server.signature import Arrays, Signature
-from serving.server.target import Target
 from serving.server.tensors import inputs_of, to_proto
 from serving.server.work_queue import NO_DEADLINE
 
@@ -27,7 +27,7 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 SIGNATURE_DEF = "signature_def"
 
-Method = Callable[[Asked, Any, float], Awaitable[bytes]]
+Method = Callable[[RequestLabels, Any, float], Awaitable[bytes]]
 
 
 class GrpcServices:
@@ -60,7 +60,7 @@ class GrpcServices:
             grpc.method_handlers_generic_handler(MODEL_SERVICE, model),
         )
 
-    async def _predict(self, asked: Asked, request: Any, deadline: float) -> bytes:
+    async def _predict(self, asked: RequestLabels, request: Any, deadline: float) -> bytes:
         spec = request.model_spec
 
         def decode(version: LoadedVersion) -> tuple[Signature, Arrays]:
@@ -77,7 +77,7 @@ class GrpcServices:
 
         return await self._predictor.predict(asked, _target(spec), decode, encode, deadline)
 
-    async def _metadata(self, asked: Asked, request: Any, deadline: float) -> bytes:
+    async def _metadata(self, asked: RequestLabels, request: Any, deadline: float) -> bytes:
         target = _target(request.model_spec)
         if set(request.metadata_field) != {SIGNATURE_DEF}:
             raise invalid(f"metadata_field: {SIGNATURE_DEF} is expected. Received: {list(request.metadata_field)[:5]}.")
@@ -88,7 +88,7 @@ class GrpcServices:
             response.metadata[SIGNATURE_DEF].Pack(signature_defs(version))
         return response.SerializeToString()
 
-    async def _status(self, asked: Asked, request: Any, deadline: float) -> bytes:
+    async def _status(self, asked: RequestLabels, request: Any, deadline: float) -> bytes:
         target = _target(request.model_spec)
         response = get_model_status_pb2.GetModelStatusResponse(model_version_status=self._predictor.statuses(target))
         asked.model = target.model
@@ -133,9 +133,9 @@ def _parsed(request_type: Any, body: bytes) -> Any:
     return request
 
 
-def _target(spec: Any) -> Target:
+def _target(spec: Any) -> ModelRef:
     if not spec.name:
         raise invalid("model_spec.name: the name of a model is expected. Received: none.")
     choice = spec.WhichOneof("version_choice")
     number = spec.version.value if choice == "version" else None
-    return Target(spec.name, number, spec.version_label if choice == "version_label" else None)
+    return ModelRef(spec.name, number, spec.version_label if choice == "version_label" else None)

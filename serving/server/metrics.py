@@ -18,7 +18,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 
 
 @dataclass
-class Asked:
+class RequestLabels:
     """What a request asks for. Names are set when they are known to exist: clients don't make time series.
 
     Args:
@@ -57,9 +57,9 @@ class Metrics:
         self._registry.register(self)  # type: ignore[arg-type]
 
     @contextmanager
-    def request(self, api: str, method: str) -> Iterator[Asked]:
+    def request(self, api: str, method: str) -> Iterator[RequestLabels]:
         """Counts and times what happens inside."""
-        asked, started, code = Asked(api, method), time.perf_counter(), grpc.StatusCode.OK
+        asked, started, code = RequestLabels(api, method), time.perf_counter(), grpc.StatusCode.OK
         self._under_way.inc()
         try:
             yield asked

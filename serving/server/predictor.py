@@ -11,10 +11,10 @@ import grpc
 from serving.server.batcher import Batcher
 from serving.server.errors import RequestError
 from serving.server.loaded_version import LoadedVersion
-from serving.server.metrics import Asked
+from serving.server.metrics import RequestLabels
+from serving.server.model_ref import ModelRef
 from serving.server.model_versions import ModelVersions
 from serving.server.signature import Arrays, Signature
-from serving.server.target import Target
 from serving.server.work_queue import WorkQueue
 
 Decode = Callable[[LoadedVersion], tuple[Signature, Arrays]]
@@ -36,7 +36,7 @@ class Predictor:
         self._batcher = batcher
 
     @contextmanager
-    def lease(self, target: Target) -> Iterator[LoadedVersion]:
+    def lease(self, target: ModelRef) -> Iterator[LoadedVersion]:
         """The version that answers a request, which stays loaded meanwhile.
 
         Raises:
@@ -49,7 +49,7 @@ class Predictor:
         with self._models[target.model].lease(target.number, target.label) as version:
             yield version
 
-    def statuses(self, target: Target) -> list[Any]:
+    def statuses(self, target: ModelRef) -> list[Any]:
         """What became of a model's versions, as ModelVersionStatus, the newest first.
 
         Raises:
@@ -65,12 +65,14 @@ class Predictor:
         """Whether every model has a version that answers."""
         return all(model.available for model in self._models.values())
 
-    async def predict(self, asked: Asked, target: Target, decode: Decode, encode: Encode, deadline: float) -> bytes:
+    async def predict(
+        self, asked: RequestLabels, target: ModelRef, decode: Decode, encode: Encode, deadline: float
+    ) -> bytes:
         """Answers a request.
 
         Args:
-            asked: Asked. Gets the names of model and signature.
-            target: Target.
+            asked: RequestLabels. Gets the names of model and signature.
+            target: ModelRef.
             decode: callable. Gives the signature and its checked inputs.
             encode: callable. Makes the answer of version, signature and outputs.
             deadline: float. In seconds of `time.monotonic`.

@@ -23,11 +23,11 @@ from serving.server.errors import RequestError, invalid
 from serving.server.grpc_services import signature_defs
 from serving.server.json_tensors import JsonRequest, to_json
 from serving.server.loaded_version import LoadedVersion
-from serving.server.metrics import Asked, Metrics
+from serving.server.metrics import Metrics, RequestLabels
+from serving.server.model_ref import ModelRef
 from serving.server.options import ServerOptions
 from serving.server.predictor import Predictor
 from serving.server.signature import Arrays, Signature
-from serving.server.target import Target
 from serving.server.work_queue import late
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class RestApp:
             with self._metrics.request("rest", method) as asked:
                 if match is None:
                     raise invalid(f"Malformed request: {request.method} {path[:200]}")
-                target = Target(match["model"], _number(match["version"]), match["label"])
+                target = ModelRef(match["model"], _number(match["version"]), match["label"])
                 return Response(await answer(request, asked, target), media_type="application/json")
         except _TooLarge as error:
             return _error(413, str(error))
@@ -125,7 +125,7 @@ class RestApp:
             logger.exception("%s failed", method)
             return _error(500, f"{type(error).__name__}: {error}")
 
-    async def _predict(self, request: Request, asked: Asked, target: Target) -> bytes:
+    async def _predict(self, request: Request, asked: RequestLabels, target: ModelRef) -> bytes:
         deadline = time.monotonic() + self._seconds(request)
         try:
             body = await asyncio.wait_for(self._body(request), deadline - time.monotonic())
@@ -145,14 +145,14 @@ class RestApp:
 
         return await self._predictor.predict(asked, target, decode, encode, deadline)
 
-    async def _metadata(self, request: Request, asked: Asked, target: Target) -> bytes:
+    async def _metadata(self, request: Request, asked: RequestLabels, target: ModelRef) -> bytes:
         with self._predictor.lease(target) as version:
             asked.model = target.model
             definitions = MessageToDict(signature_defs(version), preserving_proto_field_name=True, **_WITH_DEFAULTS)
             spec = {"name": target.model, "signature_name": "", "version": str(version.number)}
         return json.dumps({"model_spec": spec, "metadata": {"signature_def": definitions}}).encode()
 
-    async def _status(self, request: Request, asked: Asked, target: Target) -> bytes:
+    async def _status(self, request: Request, asked: RequestLabels, target: ModelRef) -> bytes:
         found = self._predictor.statuses(target)
         asked.model = target.model
         return json.dumps({"model_version_status": [_status_json(status) for status in found]}, indent=1).encode()

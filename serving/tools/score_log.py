@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", help="another spec file for the paths (default: the model's own)")
     parser.add_argument(
         "--aggregates",
-        help="a folder of `onerank aggregates` to take counting features from, as a server "
+        help="a folder of `onerank aggregates` to take aggregate features from, as a server "
         "does (default: they are counted from the log as in training, which then has to hold the days before)",
     )
     parser.add_argument("--output", required=True, help="the .csv file to write")
@@ -82,7 +82,7 @@ def score_log(spec: RankingSpec, model_dir: str, data_dir: str, output: str, tab
         data_dir: str. The folder that the spec's paths are relative to.
         output: str. The csv file to write: `request_id`, the item's key or the candidate's position, a probability a
             task, the fused `score`, and `rank` within the request. It appears whole or not at all.
-        table: str, optional. The folder of an exported table of counting features. Defaults to counting them from the
+        table: str, optional. The folder of an exported table of aggregate features. Defaults to counting them from the
             log and the past, as of the day before each request.
 
     Returns:

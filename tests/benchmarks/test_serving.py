@@ -17,7 +17,7 @@ from benchmarks.serving.sized_requests import joined, sized
 from serving.client import RankingUnavailable
 from serving.client.ranking import Ranking
 from serving.export.raw_inputs import raw_values
-from serving.export.signatures import ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT
+from serving.export.signatures import ENCODE_USER, RANK, RANK_WITH_USER_STATE
 from serving.tools.example_request import client_request
 from tests.testing.repository import repository
 from transform.features import request_example
@@ -88,10 +88,10 @@ def test_it_measures_in_process_and_through_the_server(served, direct, request_o
     assert highest > 0
     assert [(row["candidates"], row["way"]) for row in rows] == [
         (2, RANK),
-        (2, RANK_WITH_CONTEXT),
+        (2, RANK_WITH_USER_STATE),
         (3, RANK),
-        (3, RANK_WITH_CONTEXT),
-        (0, ENCODE_CONTEXT),
+        (3, RANK_WITH_USER_STATE),
+        (0, ENCODE_USER),
         (3, request_cost.REPEATED),
         (3, "gRPC"),
         (3, "REST"),
@@ -129,7 +129,7 @@ def test_figures_are_those_of_the_sizes_that_targets_are_about():
         {**row(100, request_cost.REPEATED, over_rank=9.0), "history": 50},
         row(100, request_cost.REPEATED, over_rank=44.0),
         row(500, request_cost.REPEATED, over_rank=71.0),
-        row(50, RANK_WITH_CONTEXT, over_rank=0.4),
+        row(50, RANK_WITH_USER_STATE, over_rank=0.4),
         row(1000, RANK, over_n100=5.5),
         row(100, "gRPC", overhead_ms=2.5),
         row(100, "REST", overhead_ms=7.5),
@@ -180,7 +180,7 @@ def test_the_load_tells_right_wrong_and_failed_answers(served, request_of, monke
 
     def answered(version, score):
         tasks = dict.fromkeys(("buy", "save", "share"), np.full(4, score, np.float32))
-        return Ranking(tasks, np.zeros(4), np.arange(4), version, context_cached=False)
+        return Ranking(tasks, np.zeros(4), np.arange(4), version, user_state_cached=False)
 
     def fail(**_):
         raise RankingUnavailable("nobody is there")

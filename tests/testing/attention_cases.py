@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from trainer.ops.attention.attention_pattern import READS, AttentionPattern, Prefix
 from trainer.ops.attention.structured_attention import structured_attention
-from trainer.ops.attention.visibility import READS, Context, Visibility
 from trainer.ops.kernels import use_kernels
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2}  # relative to the largest value, where that is above 1
@@ -22,10 +22,10 @@ def random_case(seed, dtype="float32"):
     reads = READS[seed % 3]
     if reads == "first" or random.random() < 0.4:
         size = pick(1, 2, 3, 4, 5, 13)
-        visibility, m = Visibility(reads, size, pick(0, 0, size // 2, size - 1)), size * pick(0, 1, 1, 2, 9, 16, 40)
+        pattern, m = AttentionPattern(reads, size, pick(0, 0, size // 2, size - 1)), size * pick(0, 1, 1, 2, 9, 16, 40)
         q = m
     else:
-        visibility, m = Visibility(reads), pick(0, 1, 2, 23, 24, 25, 47, 48, 49, 97, 160, 300)
+        pattern, m = AttentionPattern(reads), pick(0, 1, 2, 23, 24, 25, 47, 48, 49, 97, 160, 300)
         q = m if random.random() < 0.5 else int(random.integers(0, m + 1))
 
     def normal(*shape):
@@ -41,28 +41,28 @@ def random_case(seed, dtype="float32"):
         "queries": normal(b, h, q, d),
         "keys": normal(b, h, m, d),
         "values": normal(b, h, m, d),
-        "context_keys": normal(b, h, u, d),
-        "context_values": normal(b, h, u, d),
+        "prefix_keys": normal(b, h, u, d),
+        "prefix_values": normal(b, h, u, d),
         "bias": tf.constant(random.normal(size=h), tf.float32),
         "mask": mask(m),
-        "context_mask": mask(u),
-        "grad_out": normal(b, h, q - visibility.first_reader * (m // (visibility.group_size or 1)), d),
+        "prefix_mask": mask(u),
+        "grad_out": normal(b, h, q - pattern.query_offset * (m // (pattern.group_size or 1)), d),
     }
-    return arguments, visibility
+    return arguments, pattern
 
 
-def run(arguments, visibility, kernel, way="eager"):
+def run(arguments, pattern, kernel, way="eager"):
     """The result and the gradients of all inputs, by name, as float32 arrays. A `way` is eager, graph or xla."""
 
     def step(a):
-        names = ["queries", "keys", "values", "context_keys", "context_values"]
-        names += ["bias"] if visibility.reads == "first" else []
+        names = ["queries", "keys", "values", "prefix_keys", "prefix_values"]
+        names += ["bias"] if pattern.reads == "first" else []
         sources = [a[name] for name in names]
         with tf.GradientTape() as tape:
             tape.watch(sources)
-            context = Context(a["context_keys"], a["context_values"], a["context_mask"])
-            bias = a["bias"] if visibility.reads == "first" else None
-            out = structured_attention(a["queries"], a["keys"], a["values"], visibility, a["mask"], context, bias)
+            prefix = Prefix(a["prefix_keys"], a["prefix_values"], a["prefix_mask"])
+            bias = a["bias"] if pattern.reads == "first" else None
+            out = structured_attention(a["queries"], a["keys"], a["values"], pattern, a["mask"], prefix, bias)
         gradients = tape.gradient(out, sources, a["grad_out"], unconnected_gradients="zero")
         return {"out": out, **dict(zip(names, gradients, strict=True))}
 
@@ -80,8 +80,8 @@ def run(arguments, visibility, kernel, way="eager"):
     return {name: tf.cast(tensor, tf.float32).numpy() for name, tensor in results.items()}
 
 
-def naive(arguments, visibility):
-    """The result in float64, query by query, from the intervals of `Visibility`'s docstring."""
+def naive(arguments, pattern):
+    """The result in float64, query by query, from the intervals of `AttentionPattern`'s docstring."""
     a = {name: tf.cast(tensor, tf.float64).numpy() for name, tensor in arguments.items()}
     (b, h, q, d), m = a["queries"].shape, a["keys"].shape[2]
     out = np.zeros((b, h, q, d))
@@ -89,20 +89,20 @@ def naive(arguments, visibility):
         i = m - q + query
         if not a["mask"][row, i]:
             continue
-        start = i // (visibility.group_size or m) * (visibility.group_size or m)
-        end = start + (visibility.group_size or m)
-        own = {"first": sorted({start, i}), "before": range(start, i + 1), "all": range(start, end)}[visibility.reads]
+        start = i // (pattern.group_size or m) * (pattern.group_size or m)
+        end = start + (pattern.group_size or m)
+        own = {"first": sorted({start, i}), "before": range(start, i + 1), "all": range(start, end)}[pattern.reads]
         own = [j for j in own if a["mask"][row, j]]
-        context = a["context_mask"][row] > 0
-        keys = np.concatenate([a["context_keys"][row, head][context], a["keys"][row, head, own]])
-        values = np.concatenate([a["context_values"][row, head][context], a["values"][row, head, own]])
+        prefix = a["prefix_mask"][row] > 0
+        keys = np.concatenate([a["prefix_keys"][row, head][prefix], a["keys"][row, head, own]])
+        values = np.concatenate([a["prefix_values"][row, head][prefix], a["values"][row, head, own]])
         scores = keys @ a["queries"][row, head, query] / np.sqrt(d)
-        if visibility.reads == "first":
-            scores[context.sum() :] += a["bias"][head] * (np.array(own) == start)
+        if pattern.reads == "first":
+            scores[prefix.sum() :] += a["bias"][head] * (np.array(own) == start)
         weights = np.exp(scores - scores.max())
         out[row, head, query] = weights / weights.sum() @ values
-    size = visibility.group_size or 1
-    return np.delete(out, [i for i in range(q) if i % size < visibility.first_reader], axis=2)
+    size = pattern.group_size or 1
+    return np.delete(out, [i for i in range(q) if i % size < pattern.query_offset], axis=2)
 
 
 def difference(actual, expected):

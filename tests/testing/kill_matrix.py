@@ -85,7 +85,7 @@ MOMENTS = (  # in the order in which the components run: each start gets as far 
     Moment("ImpressionExampleGen", "two of three splits in place", _SHARDS, 3),
     Moment("ImpressionExampleGen", _DONE, _PUBLISH),
     Moment("SpecSchema", _DONE, _PUBLISH),
-    Moment("Baselines", _DONE, _PUBLISH),
+    Moment("LabelStatistics", _DONE, _PUBLISH),
     Moment("StatisticsGen", _DONE, _PUBLISH),
     Moment("ExampleValidator", _DONE, _PUBLISH),
     Moment("AnomalyGate", "data judged, not yet published", _PUBLISH),

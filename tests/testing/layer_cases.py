@@ -19,8 +19,8 @@ from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.din.target_attention import TargetAttention
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
-from trainer.models.onerank.context_tokenizer import ContextTokenizer
 from trainer.models.onerank.cross_task_attention import CrossTaskAttention
+from trainer.models.onerank.history_tokenizer import HistoryTokenizer
 from trainer.models.onerank.matching_scorer import MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
@@ -148,8 +148,8 @@ CASES = {
     "candidate_tokenizer_without_tasks": Case(
         CandidateTokenizer, {"tasks": 0, "d": D}, {"candidates": normal(B, N, 6)}, (B, N, 1, D)
     ),
-    "context_tokenizer": Case(
-        ContextTokenizer, {"inputs": INPUTS, "d": D}, {"sequences": EVENTS}, [(B, U + 3 + 2, D), (B, U + 3 + 2)]
+    "history_tokenizer": Case(
+        HistoryTokenizer, {"inputs": INPUTS, "d": D}, {"sequences": EVENTS}, [(B, U + 3 + 2, D), (B, U + 3 + 2)]
     ),
     "cross_task_attention_parallel": _cross("parallel", idle=("query/kernel",)),  # one task has all of the softmax
     "cross_task_attention_full": _cross("full"),

@@ -7,12 +7,12 @@ from transform.spec.metric_table import Metric
 
 def precision_of_first(labels, scores, groups):
     """How often the best candidate of a request is a positive: over the requests that have one."""
-    of_requests = []
+    per_request = []
     for group in set(groups.tolist()):
         inside = groups == group
         if labels[inside].any():
-            of_requests.append(labels[inside][scores[inside].argmax()])
-    return float(sum(of_requests) / len(of_requests)) if of_requests else math.nan
+            per_request.append(labels[inside][scores[inside].argmax()])
+    return float(sum(per_request) / len(per_request)) if per_request else math.nan
 
 
 def brier_score(labels, scores, weights, power=2):

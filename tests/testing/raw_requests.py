@@ -84,7 +84,7 @@ def call(function, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def in_two_steps(signatures, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return call(signatures["rank_with_context"], {**raw, **call(signatures["encode_context"], raw)})
+    return call(signatures["rank_with_user_state"], {**raw, **call(signatures["encode_user"], raw)})
 
 
 def part_of(spec, raw: dict[str, np.ndarray], start: int, size: int, pad: bool = False) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def part_of(spec, raw: dict[str, np.ndarray], start: int, size: int, pad: bool =
 def in_parts(spec, signatures, raw: dict[str, np.ndarray], size: int, pad: bool = False) -> dict[str, np.ndarray]:
     """What a client does with a list that is too long for one call."""
     n = int(raw[request_example.CANDIDATE_COUNT][0])
-    known = {**raw, **call(signatures["encode_context"], raw)}
+    known = {**raw, **call(signatures["encode_user"], raw)}
     parts = [part_of(spec, known, start, size, pad) for start in range(0, n, size)]
     summarized = [call(signatures["summarize_candidates"], part) for part in parts]
     names = [name for name in summarized[0] if name.startswith("summary_")]

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from serving.client import Ranker
 from serving.export.raw_inputs import raw_values
-from serving.export.signatures import CANDIDATE_MASK, ENCODE_CONTEXT, RANK, RANK_WITH_CONTEXT, SCORE, SERVING_DEFAULT
+from serving.export.signatures import CANDIDATE_MASK, ENCODE_USER, RANK, RANK_WITH_USER_STATE, SCORE, SERVING_DEFAULT
 from serving.tools.example_request import client_request
 from trainer.models.base import RankingModel
 from transform.features import request_example
@@ -51,11 +51,11 @@ def compare(
     ways = {
         SERVING_DEFAULT: _serving_default(spec, signatures, raw),
         RANK: [_in_steps(spec, signatures, request, [RANK]) for request in raw],
-        f"{ENCODE_CONTEXT} + {RANK_WITH_CONTEXT}": [
-            _in_steps(spec, signatures, request, [ENCODE_CONTEXT, RANK_WITH_CONTEXT]) for request in raw
+        f"{ENCODE_USER} + {RANK_WITH_USER_STATE}": [
+            _in_steps(spec, signatures, request, [ENCODE_USER, RANK_WITH_USER_STATE]) for request in raw
         ],
         "gRPC": _asked(spec, addresses["grpc"], name, raw),
-        "gRPC, contexts kept": _asked(spec, addresses["grpc"], name, raw, keep=True),
+        "gRPC, user states kept": _asked(spec, addresses["grpc"], name, raw, keep=True),
         f"gRPC, in parts of {CHUNK}": _asked(spec, addresses["grpc"], name, raw, max_candidates=CHUNK),
         "REST": _asked(spec, addresses["http"], name, raw),
     }
@@ -95,9 +95,9 @@ def _trained(spec: RankingSpec, model: RankingModel, transformed: Sequence[bytes
     for start in range(0, len(transformed), BATCH):
         batch = to_batch(spec, parse_transformed(spec, tf.constant(transformed[start : start + BATCH])))
         probabilities = tf.sigmoid(model(batch, training=False)).numpy()
-        for of_request, mask in zip(probabilities, batch["candidates"]["mask"].numpy(), strict=True):
-            score = np.exp(np.log(of_request[mask]) @ powers)
-            found.append(np.concatenate([of_request[mask], score[:, None]], axis=1))
+        for per_request, mask in zip(probabilities, batch["candidates"]["mask"].numpy(), strict=True):
+            score = np.exp(np.log(per_request[mask]) @ powers)
+            found.append(np.concatenate([per_request[mask], score[:, None]], axis=1))
     return found
 
 
@@ -106,7 +106,7 @@ def _serving_default(spec: RankingSpec, signatures: Any, raw: Sequence[bytes]) -
     for start in range(0, len(raw), BATCH):
         outputs = signatures[SERVING_DEFAULT](examples=tf.constant(raw[start : start + BATCH]))
         scores = _stacked(spec, outputs)
-        found += [of_request[mask > 0] for of_request, mask in zip(scores, outputs[CANDIDATE_MASK], strict=True)]
+        found += [per_request[mask > 0] for per_request, mask in zip(scores, outputs[CANDIDATE_MASK], strict=True)]
     return found
 
 
@@ -132,7 +132,7 @@ def _asked(
                 arguments |= {"user_key": str(number), "history_version": 1}
                 ranker.rank(**arguments)
             ranking = ranker.rank(**arguments)
-            assert ranking.context_cached == keep
+            assert ranking.user_state_cached == keep
             found.append(np.stack([*(ranking.tasks[task] for task in spec.task_names), ranking.score], axis=-1))
     return found
 

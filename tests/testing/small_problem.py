@@ -87,7 +87,7 @@ SPEC: dict[str, Any] = {
     },
 }
 
-COUNTING: dict[str, Any] = {  # counting features of every group, and few others: each takes its time in Transform
+AGGREGATES: dict[str, Any] = {  # aggregate features of every group, and few others: each takes its time in Transform
     "aggregates": [
         {"keys": [["item"], ["uid"], ["device"]], "tasks": ["buy"], "windows": ["2d"]},
         {"keys": [["user", "brand"]], "tasks": ["share"], "windows": ["all"], "buckets": 4, "dim": 3},

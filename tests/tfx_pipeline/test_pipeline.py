@@ -67,7 +67,7 @@ def test_table_holds_the_numbers_of_the_served_model(schedule):
     decoded = [request_example.decode(request) for request in requests]
     for task in ("buy", "save", "share"):
         labels = np.concatenate([values[request_example.label_key(task)] for values in decoded])
-        observed = np.concatenate([values[request_example.mask_key(task)] for values in decoded]) > 0
+        observed = np.concatenate([values[request_example.weight_key(task)] for values in decoded]) > 0
         scores = np.concatenate(
             [answer[task].numpy()[n, : values["candidate_count"][0]] for n, values in enumerate(decoded)]
         )

@@ -53,9 +53,9 @@ def transformed_inputs(small, requests: list[bytes]) -> dict[str, np.ndarray]:
     return {key: values.numpy() for key, values in inputs.items()}
 
 
-@pytest.fixture(scope="module", params=["small", "small_counting"])
+@pytest.fixture(scope="module", params=["small", "small_aggregates"])
 def small(request):
-    """Every test is run without counting features and with them."""
+    """Every test is run without aggregate features and with them."""
     return request.getfixturevalue(request.param)
 
 
@@ -82,7 +82,7 @@ def test_outcomes_reach_no_input_but_those_of_later_requests(small, tmp_path, da
             if before[key].shape != after[key].shape or not np.array_equal(before[key], after[key])
         }
     earlier = [f"{sequence.name}_" for sequence in small.spec.sequences]
-    earlier += [feature.name for feature in small.spec.counting_features()]
+    earlier += [feature.name for feature in small.spec.aggregate_features()]
     if reaches_later:
         assert all(any(key.startswith(name) for key in differing) for name in earlier if not name.endswith("_count"))
         assert all(key.startswith(tuple(earlier)) for key in differing)
@@ -101,7 +101,7 @@ def test_no_outcome_is_among_the_transformed_features(small):
     batch, targets = next(iter(request_batches(small.spec, small.transformed["train"], 10_000)))
     present = batch["candidates"]["mask"].numpy()
     for k, task in enumerate(small.spec.task_names):
-        observed = targets["mask"].numpy()[present][:, k]
+        observed = targets["weights"].numpy()[present][:, k]
         labels = targets["labels"].numpy()[present][:, k]
         for name, values in batch["candidates"].items():
             if name != "mask" and values.shape.rank == 2:

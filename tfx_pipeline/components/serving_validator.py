@@ -113,8 +113,8 @@ def trainer_scores(
         raw = tf.io.parse_example(some, request_examples.raw_feature_spec(spec, targets=False))
         batch = to_batch(spec, preprocess(raw))
         logits = model(batch, training=False).numpy().astype("float64")
-        for of_request, present in zip(logits, batch["candidates"]["mask"].numpy(), strict=True):
-            logarithms = -np.logaddexp(0, -of_request[present])
+        for per_request, present in zip(logits, batch["candidates"]["mask"].numpy(), strict=True):
+            logarithms = -np.logaddexp(0, -per_request[present])
             scores = dict(zip(spec.task_names, np.exp(logarithms).T, strict=True))
             found.append({**scores, SCORE: np.exp(logarithms @ powers)})
     return found

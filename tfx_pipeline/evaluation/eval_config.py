@@ -13,7 +13,7 @@ from tensorflow_model_analysis.slicer import slicer_lib
 from tensorflow_model_analysis.writers import eval_config_writer
 
 from tfx_pipeline.evaluation import tfma_metrics, tfma_plots
-from transform.features.request_example import label_key, mask_key
+from transform.features.request_example import label_key, weight_key
 from transform.spec.metric_table import names_of
 from transform.spec.model_sections import Gate
 from transform.spec.ranking_spec import RankingSpec
@@ -50,7 +50,7 @@ def eval_config(spec: RankingSpec, implementation: str) -> config_pb2.EvalConfig
     model = config_pb2.ModelSpec(
         signature_name=SIGNATURE,
         label_keys={task: label_key(task) for task in names},
-        example_weight_keys={task: mask_key(task) for task in names},
+        example_weight_keys={task: weight_key(task) for task in names},
     )
     slices = dict.fromkeys([(), *spec.evaluation.slices])
     return config_pb2.EvalConfig(

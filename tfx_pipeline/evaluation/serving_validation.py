@@ -273,7 +273,7 @@ def _checks(spec: RankingSpec, server: ServerProcess, over_grpc: Ranker, over_re
         _Check(SERVING_DEFAULT, "REST", lambda found: _serving_default_over_rest(spec, server, found), REST_REQUESTS),
         _Check("rank", "gRPC", lambda requests: ranked(over_grpc, requests)),
         _Check("rank", "REST", lambda requests: ranked(over_rest, requests), REST_REQUESTS),
-        _Check("encode_context, rank_with_context", "gRPC", cached, tolerance=in_steps),
+        _Check("encode_user, rank_with_user_state", "gRPC", cached, tolerance=in_steps),
         _Check("summarize_candidates, score_summary", "gRPC", in_parts, least_candidates=2, tolerance=in_steps),
     ]
 

@@ -42,12 +42,12 @@ EVALUATOR = (
     "tfx_pipeline.evaluation.tfma_metrics",
     "tfx_pipeline.evaluation.tfma_plots",
 )
-BASELINES = (
+LABEL_STATISTICS = (
     *_SPEC,
     "transform.features.model_inputs",
     "transform.features.request_example",
     "trainer.metrics",
-    "tfx_pipeline.components.baselines",
+    "tfx_pipeline.components.label_statistics",
 )
 
 

@@ -138,7 +138,7 @@ def _pictures(data: RunData) -> dict[str, Any]:
 
     from tfx_pipeline.reporting import report_plots as plots
 
-    def of_tasks(draw: Any, *curves: dict[str, Any]) -> dict[str, Any]:
+    def per_task(draw: Any, *curves: dict[str, Any]) -> dict[str, Any]:
         drawn = {task: draw(task, *(of.get(task) for of in curves)) for task in data.tasks if task in curves[0]}
         return {task: markupsafe.Markup(svg) for task, svg in drawn.items() if svg}
 
@@ -150,10 +150,10 @@ def _pictures(data: RunData) -> dict[str, Any]:
     eval_metrics = dict.fromkeys(name for epoch in epochs for of_task in epoch["eval"].values() for name in of_task)
     groups = dict.fromkeys(name for entry in data.gradients for name in entry if name != "step")
     return {
-        "roc": of_tasks(plots.roc, candidate, baseline),
-        "calibration": of_tasks(plots.calibration, candidate, baseline),
-        "scores": of_tasks(plots.score_distribution, candidate),
-        "loss": of_tasks(plots.loss, data.losses),
+        "roc": per_task(plots.roc, candidate, baseline),
+        "calibration": per_task(plots.calibration, candidate, baseline),
+        "scores": per_task(plots.score_distribution, candidate),
+        "loss": per_task(plots.loss, data.losses),
         "epochs": named({metric: plots.epochs(data.training or {}, metric, data.tasks) for metric in eval_metrics}),
         "conflict": named({group: plots.conflict(data.gradients, group) for group in groups}),
         "norms": named({group: plots.norms(data.gradients, group, data.tasks) for group in groups}),

@@ -18,8 +18,8 @@ from tfx.utils import path_utils
 
 from serving.export.exporter import load_exported_spec
 from tfx_pipeline.components.anomaly_gate import read_anomalies
-from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
+from tfx_pipeline.components.label_statistics import LABEL_STATISTICS_FILE
 from tfx_pipeline.components.serving_validator import load_serving_report
 from tfx_pipeline.evaluation.eval_config import (
     EvaluationMetrics,
@@ -36,7 +36,7 @@ from tfx_pipeline.evaluation.tfma_plots import EvaluationCurves, load_curves
 from tfx_pipeline.metadata.runs import Run
 from tfx_pipeline.topology import RESOLVER_ID
 from transform.errors import PipelineError
-from transform.features.request_example import CANDIDATE_COUNT, REQUEST_TIME, label_key, mask_key, sequence_key
+from transform.features.request_example import CANDIDATE_COUNT, REQUEST_TIME, label_key, sequence_key, weight_key
 from transform.spec.ranking_spec import RankingSpec
 
 TRAINING_FILE, GRADIENTS_FILE, LOGS = "training.json", "gradients.json", "logs"
@@ -180,7 +180,7 @@ def collect(run: Run) -> RunData:
     Raises:
         PipelineError: when the run came to no evaluation, or its artifacts are gone.
     """
-    unfinished = [node for node in ("Evaluator", "Baselines", "AtomicPusher") if node not in run.components]
+    unfinished = [node for node in ("Evaluator", "LabelStatistics", "AtomicPusher") if node not in run.components]
     unfinished += [node for node, component in run.components.items() if not component.finished]
     if unfinished:
         raise PipelineError(
@@ -202,7 +202,7 @@ def _collect(run: Run) -> RunData:
     if not tf.io.gfile.exists(evaluation):
         raise FileNotFoundError(evaluation)
     spec = load_exported_spec(path_utils.serving_model_path(model))
-    baselines = _read_json(os.path.join(uri("Baselines", "baselines"), BASELINES_FILE))
+    label_statistics = _read_json(os.path.join(uri("LabelStatistics", "label_statistics"), LABEL_STATISTICS_FILE))
     counts = _read_json(os.path.join(uri("ImpressionExampleGen", "examples"), COUNTS_FILE))
     blessing = run.components["Evaluator"].output("blessing")
     pushed = run.components["AtomicPusher"].output("pushed_model")
@@ -220,8 +220,8 @@ def _collect(run: Run) -> RunData:
         gates={gate.task: gate for gate in load_gates(evaluation)},
         failures=load_failures(evaluation),
         not_gated={not_gated.task: not_gated for not_gated in load_not_gated(evaluation)},
-        base_rates={task: of_task["base_rate"] for task, of_task in baselines.items()},
-        popularity={task: of_task.get("popularity", {}) for task, of_task in baselines.items()},
+        base_rates={task: of_task["base_rate"] for task, of_task in label_statistics.items()},
+        popularity={task: of_task.get("popularity", {}) for task, of_task in label_statistics.items()},
         counts=counts,
         splits=_splits(spec, counts, run),
         anomalies=read_anomalies(run.components["ExampleValidator"].output("anomalies")),
@@ -282,7 +282,7 @@ def _split_facts(spec: RankingSpec, requests: int, dataset: statistics_pb2.Datas
         impressions=total(CANDIDATE_COUNT),
         first=_time(times.min) if times else None,
         last=_time(times.max) if times else None,
-        labelled={task: not_zero(mask_key(task)) for task in spec.task_names},
+        labelled={task: not_zero(weight_key(task)) for task in spec.task_names},
         positives={task: total(label_key(task)) for task in spec.task_names},
         candidates=lengths(label_key(spec.task_names[0])),
         sequences={

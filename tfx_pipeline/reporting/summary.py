@@ -14,8 +14,8 @@ from rich.text import Text
 from tfx.components.evaluator import constants
 
 from tfx_pipeline.components.anomaly_gate import read_anomalies
-from tfx_pipeline.components.baselines import BASELINES_FILE
 from tfx_pipeline.components.impression_example_gen import COUNTS_FILE
+from tfx_pipeline.components.label_statistics import LABEL_STATISTICS_FILE
 from tfx_pipeline.components.serving_validator import load_serving_report
 from tfx_pipeline.evaluation.eval_config import EvaluationMetrics, load_failures, load_metrics, load_not_gated
 from tfx_pipeline.metadata.runs import ComponentRun
@@ -45,15 +45,17 @@ def print_summary(spec: RankingSpec, run: dict[str, ComponentRun], console: Cons
     """
     evaluation = run["Evaluator"].output("evaluation").uri
     metrics = load_metrics(evaluation)
-    baselines = _read_json(os.path.join(run["Baselines"].output("baselines").uri, BASELINES_FILE))
+    label_statistics = _read_json(
+        os.path.join(run["LabelStatistics"].output("label_statistics").uri, LABEL_STATISTICS_FILE)
+    )
     counts = _read_json(os.path.join(run["ImpressionExampleGen"].output("examples").uri, COUNTS_FILE))
-    if all(run[node].cached for node in ("Trainer", "Evaluator", "Baselines")):
+    if all(run[node].cached for node in ("Trainer", "Evaluator", "LabelStatistics")):
         console.print(
             "Nothing changed: the model was trained and evaluated before; this is its stored table.", style="bold"
         )
     _print_anomalies(run, console)
     _print_data(counts, console)
-    console.print(_task_table(spec, metrics, baselines, _gate_texts(spec, evaluation)))
+    console.print(_task_table(spec, metrics, label_statistics, _gate_texts(spec, evaluation)))
     if len(metrics.candidate) > 1:
         console.print(_slice_table(spec, metrics))
     _print_verdict(run, evaluation, metrics, console)
@@ -77,7 +79,7 @@ def _print_data(counts: dict[str, int], console: Console) -> None:
 
 
 def _task_table(
-    spec: RankingSpec, metrics: EvaluationMetrics, baselines: dict[str, Any], gates: dict[str, str]
+    spec: RankingSpec, metrics: EvaluationMetrics, label_statistics: dict[str, Any], gates: dict[str, str]
 ) -> Table:
     table = Table(title="Test split, change against the blessed model in brackets", title_justify="left")
     table.add_column("task")
@@ -85,12 +87,12 @@ def _task_table(
     table.add_column("base rate", justify="right")
     for metric in spec.evaluation.metrics:
         table.add_column(find_metric(metric).title, justify="right")
-    has_popularity = all("popularity" in baselines[task] for task in spec.task_names)
+    has_popularity = all("popularity" in label_statistics[task] for task in spec.task_names)
     if has_popularity:
         table.add_column("popularity\nAUC / GAUC", justify="right")
     table.add_column("gate")
     for task in spec.task_names:
-        base = baselines[task]
+        base = label_statistics[task]
         values, change = metrics.candidate[()].get(task, {}), metrics.change.get((), {}).get(task, {})
         cells = [task, f"{base['positives']:,} of {base['impressions']:,}", f"{base['base_rate']:.4f}"]
         cells += [_value(values.get(name), change.get(name)) for name in spec.evaluation.metrics]
@@ -107,12 +109,12 @@ def _slice_table(spec: RankingSpec, metrics: EvaluationMetrics) -> Table:
     table.add_column("impressions", justify="right")
     for task in spec.task_names:
         table.add_column(task, justify="right")
-    for place, of_tasks in sorted(metrics.candidate.items(), key=lambda item: slice_order(item[0])):
+    for place, per_task in sorted(metrics.candidate.items(), key=lambda item: slice_order(item[0])):
         if place:
-            impressions = max(int(values["example_count"]) for values in of_tasks.values())
+            impressions = max(int(values["example_count"]) for values in per_task.values())
             change = metrics.change.get(place, {})
             cells = [
-                _value(of_tasks.get(task, {}).get("auc"), change.get(task, {}).get("auc")) for task in spec.task_names
+                _value(per_task.get(task, {}).get("auc"), change.get(task, {}).get("auc")) for task in spec.task_names
             ]
             table.add_row(", ".join(f"{name}={value}" for name, value in place), f"{impressions:,}", *cells)
     return table

@@ -63,8 +63,8 @@ def masked_infonce(logits: Any, labels: Any, mask: Any) -> Any:
     positives = ops.sum(labels * mask, axis=1)
     negatives = ops.sum((1 - labels) * mask, axis=1)
     counts = ops.cast(ops.logical_and(positives > 0, negatives > 0), logits.dtype)
-    of_request = ops.sum(losses * labels * mask, axis=1) / ops.maximum(positives, _TINY)
-    return ops.sum(of_request * counts, axis=0) / ops.maximum(ops.sum(counts, axis=0), 1.0)
+    per_request = ops.sum(losses * labels * mask, axis=1) / ops.maximum(positives, _TINY)
+    return ops.sum(per_request * counts, axis=0) / ops.maximum(ops.sum(counts, axis=0), 1.0)
 
 
 def zero_where_masked(values: Any, mask: Any) -> Any:

@@ -19,7 +19,7 @@ Tensors = dict[str, Any]
 class RankingModel(keras.Model):
     """Base of all models: encode the user once, then score candidates against what came out.
 
-    A subclass writes `encode_context` and `score_candidates`; calling the model is the one after the other, so training
+    A subclass writes `encode_user` and `score_candidates`; calling the model is the one after the other, so training
     and both ways of serving compute the same numbers. It may write `initial_bias` and `make_loss`; their defaults fit
     most models. Two mixins say more of a model: `SetwiseScoring`, if a candidate's score depends on the other
     candidates of the request, and `RecomputableBlocks`, if gradients can trade time for memory.
@@ -46,7 +46,7 @@ class RankingModel(keras.Model):
 
     # === What every model writes ===
 
-    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+    def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """Encodes what is known of the user before the request's context and candidates are.
 
         Args:
@@ -58,15 +58,15 @@ class RankingModel(keras.Model):
             The user state: named tensors whose first axis is B. A client may keep it, so it must depend on the user and
             the sequences alone, never on the request's context or its candidates.
         """
-        raise NotImplementedError(f"`{type(self).__name__}` should define `encode_context`.")
+        raise NotImplementedError(f"`{type(self).__name__}` should define `encode_user`.")
 
     def score_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
         """Scores the candidates of each request.
 
         Args:
-            cache: dict. What `encode_context` returned.
+            user_state: dict. What `encode_user` returned.
             context: dict. [B] by column name.
             candidates: dict. [B, N] by column name ([B, N, S] for sets) and a boolean `mask` [B, N].
             training: bool.
@@ -110,8 +110,8 @@ class RankingModel(keras.Model):
 
     def call(self, batch: dict[str, dict[str, Any]], training: bool | None = None) -> Any:
         """Both stages on a batch of `user`, `sequences`, `context` and `candidates`: logits [B, N, K]."""
-        cache = self.encode_context(batch["user"], batch["sequences"], training=training)
-        return self.score_candidates(cache, batch["context"], batch["candidates"], training=training)
+        user_state = self.encode_user(batch["user"], batch["sequences"], training=training)
+        return self.score_candidates(user_state, batch["context"], batch["candidates"], training=training)
 
     def create_variables(self) -> None:
         """Creates all variables by a call on an empty request, so that they exist before any graph is traced."""

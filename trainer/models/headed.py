@@ -12,7 +12,7 @@ from transform.features.model_inputs import ModelInputs
 
 
 class HeadedModel(RankingModel):
-    """Base of models that take any head. A subclass writes `encode_context` and `candidate_vectors`.
+    """Base of models that take any head. A subclass writes `encode_user` and `candidate_vectors`.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -29,12 +29,12 @@ class HeadedModel(RankingModel):
         self.head = HEADS.build(head["name"], settings, "model.head", tasks, name="head", dtype=dtype)
 
     def candidate_vectors(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
         """What the head gets.
 
         Args:
-            cache: dict. What `encode_context` returned.
+            user_state: dict. What `encode_user` returned.
             context: dict. As for `score_candidates`.
             candidates: dict. As for `score_candidates`.
             training: bool.
@@ -45,10 +45,10 @@ class HeadedModel(RankingModel):
         raise NotImplementedError(f"`{type(self).__name__}` should define `candidate_vectors`.")
 
     def score_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
         """Logits [B, N, K]."""
-        return self.head(self.candidate_vectors(cache, context, candidates, training=training), training=training)
+        return self.head(self.candidate_vectors(user_state, context, candidates, training=training), training=training)
 
     def initial_bias(self) -> keras.Variable | None:
         """The head's bias [K]."""

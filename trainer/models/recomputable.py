@@ -6,19 +6,19 @@ from typing import Any
 
 import keras
 
-from trainer.ops.recompute import recomputed
+from trainer.ops.gradient_checkpointing import checkpointed
 
 
 class RecomputableBlocks:
     """Mixin of a `RankingModel` that calls its blocks by `apply_block`.
 
     Attributes:
-        recompute: bool. Whether gradients compute the activations of blocks again: less memory for more time. A setting
-            of the training, not of the model. Defaults to False.
+        gradient_checkpointing: bool. Whether gradients compute the activations of blocks again: less memory for more
+            time. A setting of the training, not of the model. Defaults to False.
     """
 
-    recompute = False
+    gradient_checkpointing = False
 
     def apply_block(self, block: keras.layers.Layer, **arguments: Any) -> Any:
-        """What the block returns; inside, nothing is kept for the gradient if `recompute` says so."""
-        return recomputed(block, **arguments) if self.recompute else block(**arguments)
+        """What the block returns; inside, nothing is kept for the gradient if `gradient_checkpointing` says so."""
+        return checkpointed(block, **arguments) if self.gradient_checkpointing else block(**arguments)

@@ -16,12 +16,12 @@ class SetwiseScoring:
     """
 
     def summarize_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> tuple[Tensors, Tensors]:
         """First pass over a part of the candidates: the work that grows with the number of candidates.
 
         Args:
-            cache: dict. What `encode_context` returned.
+            user_state: dict. What `encode_user` returned.
             context: dict. As for `score_candidates`.
             candidates: dict. As for `score_candidates`, a part of them.
             training: bool.
@@ -32,11 +32,11 @@ class SetwiseScoring:
         """
         raise NotImplementedError(f"`{type(self).__name__}` should define `summarize_candidates`.")
 
-    def score_summary(self, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
+    def score_summary(self, user_state: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
         """Second pass: scores a part of the candidates beside all others.
 
         Args:
-            cache: dict. What `encode_context` returned.
+            user_state: dict. What `encode_user` returned.
             context: dict. As for `score_candidates`.
             summary: dict. The summaries of all parts, in any order, concatenated on axis 1: [B, P, ...].
             states: dict. Those of the part.
@@ -47,12 +47,14 @@ class SetwiseScoring:
         raise NotImplementedError(f"`{type(self).__name__}` should define `score_summary`.")
 
 
-def summarize_candidates(model: Any, cache: Tensors, context: Tensors, candidates: Tensors) -> tuple[Tensors, Tensors]:
+def summarize_candidates(
+    model: Any, user_state: Tensors, context: Tensors, candidates: Tensors
+) -> tuple[Tensors, Tensors]:
     """First pass over a part of the candidates of any model.
 
     Args:
         model: RankingModel.
-        cache: dict. As for `SetwiseScoring.summarize_candidates`.
+        user_state: dict. As for `SetwiseScoring.summarize_candidates`.
         context: dict. As for `SetwiseScoring.summarize_candidates`.
         candidates: dict. As for `SetwiseScoring.summarize_candidates`.
 
@@ -60,16 +62,16 @@ def summarize_candidates(model: Any, cache: Tensors, context: Tensors, candidate
         States and summary. Those of a model without `SetwiseScoring` are `logits` [B, N, K], and none.
     """
     if isinstance(model, SetwiseScoring):
-        return model.summarize_candidates(cache, context, candidates, training=False)
-    return {"logits": model.score_candidates(cache, context, candidates, training=False)}, {}
+        return model.summarize_candidates(user_state, context, candidates, training=False)
+    return {"logits": model.score_candidates(user_state, context, candidates, training=False)}, {}
 
 
-def score_summary(model: Any, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
+def score_summary(model: Any, user_state: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
     """Second pass over a part of the candidates of any model.
 
     Args:
         model: RankingModel.
-        cache: dict. As for `SetwiseScoring.score_summary`.
+        user_state: dict. As for `SetwiseScoring.score_summary`.
         context: dict. As for `SetwiseScoring.score_summary`.
         summary: dict. As for `SetwiseScoring.score_summary`.
         states: dict. As for `SetwiseScoring.score_summary`.
@@ -78,5 +80,5 @@ def score_summary(model: Any, cache: Tensors, context: Tensors, summary: Tensors
         Float [B, N, K]. The logits.
     """
     if isinstance(model, SetwiseScoring):
-        return model.score_summary(cache, context, summary, states)
+        return model.score_summary(user_state, context, summary, states)
     return states["logits"]

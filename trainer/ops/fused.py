@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.ops.attention.visibility import Context, Visibility
+from trainer.ops.attention.attention_pattern import AttentionPattern, Prefix
 
 NAME = "libonerank_ops"
 LIBRARY = Path(__file__).with_name(f"{NAME}_tf{tf.__version__}.so")
@@ -21,7 +21,7 @@ _BUILT_AGAINST = re.compile(rb"onerank built against TensorFlow ([^;]*);")
 
 
 def fused_attention(
-    queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context, bias: Any
+    queries: Any, keys: Any, values: Any, pattern: AttentionPattern, mask: Any, prefix: Prefix, bias: Any
 ) -> Any:
     """See `structured_attention`.
 
@@ -31,8 +31,8 @@ def fused_attention(
         RuntimeError: when the operations are not there, see `unavailable`.
     """
     mask = tf.ones((tf.shape(keys)[0], tf.shape(keys)[2]), tf.bool) if mask is None else mask
-    given = {"queries": queries, "keys": keys, "values": values, "context.keys": context.keys}
-    given["context.values"] = context.values
+    given = {"queries": queries, "keys": keys, "values": values, "prefix.keys": prefix.keys}
+    given["prefix.values"] = prefix.values
     dtype = tf.convert_to_tensor(queries).dtype
     for name, tensor in given.items():
         if dtype not in (tf.float32, tf.bfloat16) or tf.convert_to_tensor(tensor).dtype != dtype:
@@ -40,7 +40,7 @@ def fused_attention(
             raise tf.errors.InvalidArgumentError(
                 None, None, f"`{name}` should be float32 or bfloat16, as `queries`. Received: {received}."
             )
-    for name, tensor in {"mask": mask, "context.mask": context.mask}.items():
+    for name, tensor in {"mask": mask, "prefix.mask": prefix.mask}.items():
         if tf.convert_to_tensor(tensor).dtype != tf.bool:
             received = tf.convert_to_tensor(tensor).dtype.name
             raise tf.errors.InvalidArgumentError(None, None, f"`{name}` should be bool. Received: {received}.")
@@ -49,14 +49,14 @@ def fused_attention(
         keys=keys,
         values=values,
         mask=mask,
-        context_keys=context.keys,
-        context_values=context.values,
-        context_mask=context.mask,
+        context_keys=prefix.keys,
+        context_values=prefix.values,
+        context_mask=prefix.mask,
         bias=tf.cast(bias, tf.float32),
-        reads=visibility.reads,
-        group_size=visibility.group_size or 0,
+        reads=pattern.reads,
+        group_size=pattern.group_size or 0,
     )
-    return visibility.of_readers(out)
+    return pattern.select_queries(out)
 
 
 def fused_gelu(x: Any, bias: Any) -> Any:

@@ -86,7 +86,7 @@ class ModelContract:
 
     def test_calling_the_model_is_encoding_and_scoring(self, built: RankingModel) -> None:
         batch = self.batch()
-        state = built.encode_context(batch["user"], batch["sequences"], training=False)
+        state = built.encode_user(batch["user"], batch["sequences"], training=False)
         scored = built.score_candidates(state, batch["context"], batch["candidates"], training=False)
         np.testing.assert_allclose(_numpy(scored), logits_of(built, batch), rtol=1e-5, atol=1e-6)
         assert all(tensor.shape[0] == 3 for tensor in state.values()), "the first axis of the user state is B"
@@ -278,7 +278,7 @@ def logits_of(model: RankingModel, batch: Batch) -> np.ndarray:
 
 def score_in_parts(model: RankingModel, batch: Batch, size: int) -> np.ndarray:
     """The logits [B, N, K] of a list that is scored `size` candidates at a time, as a client does with long lists."""
-    state = model.encode_context(batch["user"], batch["sequences"], training=False)
+    state = model.encode_user(batch["user"], batch["sequences"], training=False)
     width = batch["candidates"]["mask"].shape[1]
     parts = [
         {name: values[:, start : start + size] for name, values in batch["candidates"].items()}
@@ -295,10 +295,10 @@ class _recompute:
         self._model = model
 
     def __enter__(self) -> None:
-        self._model.recompute = True
+        self._model.gradient_checkpointing = True
 
     def __exit__(self, *_: Any) -> None:
-        self._model.recompute = False
+        self._model.gradient_checkpointing = False
 
 
 def _twin(model: RankingModel, config: dict[str, Any]) -> RankingModel:

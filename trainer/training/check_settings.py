@@ -27,8 +27,8 @@ def check_settings(spec: RankingSpec) -> None:
 
 def check_training(spec: RankingSpec, model: RankingModel) -> None:
     """Raises a SpecError when the settings of the training don't fit the model."""
-    if spec.training.recompute and not isinstance(model, RecomputableBlocks):
+    if spec.training.gradient_checkpointing and not isinstance(model, RecomputableBlocks):
         raise SpecError(
-            f"training.recompute: a model whose blocks can be computed again is expected. Received: "
-            f"`{spec.model.name}`. Leave `recompute` out, or use `model: {{name: onerank}}`."
+            f"training.gradient_checkpointing: a model whose blocks can be computed again is expected. Received: "
+            f"`{spec.model.name}`. Leave `gradient_checkpointing` out, or use `model: {{name: onerank}}`."
         )

@@ -8,34 +8,37 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.training.course import Course
+from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError
 
 
 class TrainingCheckpoints:
     """Saves all that decides how a training goes on, so that it ends as if it had never been interrupted.
 
-    That is every variable (of the model with its dropout's random state, of the loss and of the optimizers), the course
-    (position, early stopping, measurements) and the best weights so far. Batches need no state: an epoch's order
-    follows from the seed and the epoch, and the batches that are done are skipped. A checkpoint appears whole or not at
-    all: the folder's file `checkpoint` names the newest one and is renamed into place when everything else is written.
+    That is every variable (of the model with its dropout's random state, of the loss and of the optimizers), the
+    training state (position, early stopping, measurements) and the best weights so far. Batches need no state: an
+    epoch's order follows from the seed and the epoch, and the batches that are done are skipped. A checkpoint appears
+    whole or not at all: the folder's file `checkpoint` names the newest one and is renamed into place when everything
+    else is written.
 
     Args:
         folder: str. Where checkpoints are kept; used by this training alone.
         variables: sequence of Keras variables.
-        course: Course.
+        training_state: TrainingState.
         best_weights: str. The file of the best weights, which need not be there yet.
     """
 
-    def __init__(self, folder: str, variables: Sequence[Any], course: Course, best_weights: str):
+    def __init__(self, folder: str, variables: Sequence[Any], training_state: TrainingState, best_weights: str):
         self._folder = folder
-        self._course = course
+        self._training_state = training_state
         self._best_weights = best_weights
-        self._state = tf.train.Checkpoint(variables=[variable.value for variable in variables], course=_AsJson(course))
+        self._state = tf.train.Checkpoint(
+            variables=[variable.value for variable in variables], training_state=_AsJson(training_state)
+        )
         self._manager = tf.train.CheckpointManager(self._state, folder, max_to_keep=1)
 
     def restore(self) -> bool:
-        """Brings variables, course and best weights to where the newest checkpoint has them; False if there is none.
+        """Brings variables, state and best weights to where the newest checkpoint has them; False if there is none.
 
         Raises:
             PipelineError: when the checkpoint can't be read.
@@ -74,17 +77,17 @@ class TrainingCheckpoints:
                 tf.io.gfile.remove(path)
 
     def _kept_best(self) -> str:
-        return os.path.join(self._folder, f"best-{self._course.best_epoch}.weights.h5")
+        return os.path.join(self._folder, f"best-{self._training_state.best_epoch}.weights.h5")
 
 
 class _AsJson(tf.train.experimental.PythonState):
-    """A course as a part of a TensorFlow checkpoint."""
+    """A training state as a part of a TensorFlow checkpoint."""
 
-    def __init__(self, course: Course):
-        self._course = course
+    def __init__(self, training_state: TrainingState):
+        self._training_state = training_state
 
     def serialize(self) -> str:
-        return self._course.to_json()
+        return self._training_state.to_json()
 
     def deserialize(self, string_value: bytes) -> None:
-        self._course.restore(string_value.decode())
+        self._training_state.restore(string_value.decode())

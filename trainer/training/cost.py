@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from trainer.models.base import RankingModel, empty_batch
-from trainer.ops.attention.visibility import Context, Visibility
+from trainer.ops.attention.attention_pattern import AttentionPattern, Prefix
 from trainer.ops.kernels import use_kernels
 
 
@@ -21,7 +21,7 @@ class Cost:
 
     Operations are those of contractions (matrix products, einsums, sums of products), 2 for a multiplication and its
     addition.
-    Structured attention counts the pairs of tokens that see each other, U (U + 1) / 2 in a causal context, whatever its
+    Structured attention counts the pairs of tokens that see each other, U (U + 1) / 2 in a causal prefix, whatever its
     kernel computes besides.
 
     Bytes are those of each contraction's inputs and outputs, read or written once, and of the rows of embedding tables
@@ -191,20 +191,20 @@ class _CountedAttention:
         self.work: dict[str, tuple[int, int]] = {}  # FLOPs and bytes by the name of an operation
 
     def __call__(
-        self, queries: Any, keys: Any, values: Any, visibility: Visibility, mask: Any, context: Context, bias: Any
+        self, queries: Any, keys: Any, values: Any, pattern: AttentionPattern, mask: Any, prefix: Prefix, bias: Any
     ) -> Any:
         """Queries in place of what is read; see `structured_attention`."""
-        tensors = [tf.convert_to_tensor(tensor) for tensor in (queries, keys, values, context.keys, context.values)]
+        tensors = [tf.convert_to_tensor(tensor) for tensor in (queries, keys, values, prefix.keys, prefix.values)]
         b, h, q, d = queries.shape
-        pairs = _visible_pairs(visibility, q, keys.shape[2], context.keys.shape[2])
-        out, *_ = tf.identity_n([visibility.of_readers(tensors[0]), *tensors[1:], tf.convert_to_tensor(bias)])
+        pairs = _visible_pairs(pattern, q, keys.shape[2], prefix.keys.shape[2])
+        out, *_ = tf.identity_n([pattern.select_queries(tensors[0]), *tensors[1:], tf.convert_to_tensor(bias)])
         self.work[out.op.name] = 4 * b * h * d * pairs, _bytes(*tensors, out)
         return out
 
 
-def _visible_pairs(visibility: Visibility, q: int, m: int, u: int) -> int:
-    """The pairs of a query and a token that it reads: q queries, m tokens in the list, u in the context."""
-    size = visibility.group_size or m
+def _visible_pairs(pattern: AttentionPattern, q: int, m: int, u: int) -> int:
+    """The pairs of a query and a token that it reads: q queries, m tokens in the list, u in the prefix."""
+    size = pattern.group_size or m
     reads = {"first": lambda place: min(place, 1) + 1, "before": lambda place: place + 1, "all": lambda place: size}
-    places = [place % size for place in range(m - q, m) if place % size >= visibility.first_reader]
-    return len(places) * u + sum(reads[visibility.reads](place) for place in places)
+    places = [place % size for place in range(m - q, m) if place % size >= pattern.query_offset]
+    return len(places) * u + sum(reads[pattern.reads](place) for place in places)

@@ -14,8 +14,8 @@ import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.training.checkpoints import TrainingCheckpoints
-from trainer.training.course import Course
 from trainer.training.gradient_probe import GradientProbe
+from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError
 from transform.spec.model_sections import Training
 
@@ -28,11 +28,11 @@ def run_epoch(
     step_fn: Any,
     probe: GradientProbe,
     steps: int,
-    course: Course,
+    training_state: TrainingState,
     checkpoints: TrainingCheckpoints | None,
     shapes: set[Any],
 ) -> float:
-    """Trains for the rest of the epoch at which the course stands.
+    """Trains for the rest of the epoch at which the training stands.
 
     Losses are read, and checked, every `LOG_EVERY_STEPS` steps, so that a device need not wait for Python in between.
 
@@ -42,7 +42,7 @@ def run_epoch(
         step_fn: callable. What `training.make_train_step` returns.
         probe: GradientProbe.
         steps: int. The steps of a whole epoch.
-        course: Course. Gets what is measured.
+        training_state: TrainingState. Gets what is measured.
         checkpoints: TrainingCheckpoints, optional.
         shapes: set. The shapes of the batches are added.
 
@@ -52,7 +52,7 @@ def run_epoch(
     Raises:
         PipelineError: when a loss is not finite.
     """
-    epoch = len(course.epochs)
+    epoch = len(training_state.epochs)
     bar = Progress(
         TextColumn(f"    epoch {epoch + 1}/{settings.epochs}"),
         BarColumn(),
@@ -63,48 +63,48 @@ def run_epoch(
         disable=not sys.stdout.isatty(),
     )
     unread: list[tuple[tf.Tensor, tf.Tensor]] = []
-    waiting = Waiting()
+    timer = PrefetchTimer()
     started = time.perf_counter()
     with bar:
-        shown = bar.add_task("train", total=steps, completed=course.step, loss=float("nan"))
-        for batch, targets in waiting.over(batches):
-            step = epoch * steps + course.step + len(unread)
+        shown = bar.add_task("train", total=steps, completed=training_state.step, loss=float("nan"))
+        for batch, targets in timer.over(batches):
+            step = epoch * steps + training_state.step + len(unread)
             shapes.add(tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(batch)))
             probe.before_step(step, batch, targets)
             unread.append(step_fn(batch, targets))
             bar.update(shown, advance=1)
             saves = checkpoints is not None and (step + 1) % settings.checkpoint_every == 0
             if saves or len(unread) == LOG_EVERY_STEPS:
-                _read(unread, course, steps)
-                bar.update(shown, loss=course.loss / course.step)
+                _read(unread, training_state, steps)
+                bar.update(shown, loss=training_state.loss / training_state.step)
             if checkpoints is not None and saves:
                 checkpoints.save()
-        _read(unread, course, steps)
+        _read(unread, training_state, steps)
     seconds = time.perf_counter() - started
-    share = 100 * waiting.seconds / seconds
+    share = 100 * timer.seconds / seconds
     logging.info("Epoch %d: %.1f s, %.1f %% of it spent waiting for batches", epoch + 1, seconds, share)
-    return course.loss / steps
+    return training_state.loss / steps
 
 
-def _read(unread: list[tuple[tf.Tensor, tf.Tensor]], course: Course, steps: int) -> None:
-    """Moves the course over steps that were begun: waits for their losses, checks and records them."""
-    epoch = len(course.epochs)
-    for loss, of_tasks in unread:
+def _read(unread: list[tuple[tf.Tensor, tf.Tensor]], training_state: TrainingState, steps: int) -> None:
+    """Moves the training state over steps that were begun: waits for their losses, checks and records them."""
+    epoch = len(training_state.epochs)
+    for loss, per_task in unread:
         value = float(loss)
         if not np.isfinite(value):
             raise PipelineError(
-                f"training: a finite loss is expected. Received: {value} in step {course.step} of epoch "
+                f"training: a finite loss is expected. Received: {value} in step {training_state.step} of epoch "
                 f"{epoch + 1}. Lower `training.optimizer.learning_rate`, and look for extreme values in `identity` "
                 "features."
             )
-        if course.step % LOG_EVERY_STEPS == 0:
-            course.add_losses(epoch * steps + course.step, value, of_tasks.numpy().tolist())
-        course.step += 1
-        course.loss += value
+        if training_state.step % LOG_EVERY_STEPS == 0:
+            training_state.add_losses(epoch * steps + training_state.step, value, per_task.numpy().tolist())
+        training_state.step += 1
+        training_state.loss += value
     unread.clear()
 
 
-class Waiting:
+class PrefetchTimer:
     """How long the loop stood still for want of a batch, in `seconds`."""
 
     def __init__(self) -> None:

@@ -118,10 +118,10 @@ def _measure_fn(model: RankingModel, loss_fn: RankingLoss, tasks: int, element_s
         variables = {group: [variable.value for variable in part] for group, part in groups.items()}
         with tf.GradientTape(persistent=True) as tape:
             # without dropout: to measure changes nothing in the training that it measures
-            losses = loss_fn(model(batch, training=False), targets["labels"], targets["mask"])
+            losses = loss_fn(model(batch, training=False), targets["labels"], targets["weights"])
             by_task = tf.unstack(losses, num=tasks)
-        of_tasks = [tape.gradient(loss, variables, unconnected_gradients="zero") for loss in by_task]
-        flat = {group: tf.stack([_flat(gradients[group]) for gradients in of_tasks]) for group in groups}
+        per_task = [tape.gradient(loss, variables, unconnected_gradients="zero") for loss in by_task]
+        flat = {group: tf.stack([_flat(gradients[group]) for gradients in per_task]) for group in groups}
         return {group: gradient_conflict(gradients) for group, gradients in flat.items()}
 
     return measure

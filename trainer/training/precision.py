@@ -9,7 +9,7 @@ import keras
 
 
 @contextlib.contextmanager
-def computing_in(model: keras.Model, precision: str) -> Iterator[None]:
+def autocast(model: keras.Model, precision: str) -> Iterator[None]:
     """Gives all layers of a model a dtype policy of Keras; what is called, or traced, inside computes by it.
 
     Variables are not touched, so one model trains in `mixed_bfloat16` and is measured and served in float32.

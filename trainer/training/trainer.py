@@ -24,11 +24,11 @@ from trainer.models.registry import build_model
 from trainer.training.check_settings import check_training
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.cost import batch_cost
-from trainer.training.course import Course
 from trainer.training.epoch import run_epoch
 from trainer.training.gradient_probe import GradientProbe, write_json
 from trainer.training.lazy_adamw import LazyAdamW
-from trainer.training.precision import computing_in
+from trainer.training.precision import autocast
+from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError, SpecError
 from transform.features.batching import LabelCounts, count_labels, request_batches, request_ids
 from transform.features.model_inputs import ModelInputs, columns
@@ -94,7 +94,7 @@ def train(
             alone; the caller deletes it when it needs it no more. Defaults to no checkpoints.
 
     Returns:
-        The model and its course.
+        The model and its training_state.
 
     Raises:
         SpecError: when the model's settings are wrong, or early stopping watches a task that is not learned.
@@ -123,42 +123,47 @@ def train(
     print(f"    {spec.model.name}: {size}; {cost}, with full histories", flush=True)
     loss_fn = model.make_loss(spec.model.loss)
     optimizers = Optimizers(settings, model, loss_fn, steps * settings.epochs)
-    course = Course(tasks, settings.early_stopping)
+    training_state = TrainingState(tasks, settings.early_stopping)
     best, last = (os.path.join(run_dir, "checkpoints", f"{name}.weights.h5") for name in ("best", "last"))
     checkpoints = None
     if checkpoint_dir and settings.checkpoint_every:
         variables = [*model.variables, *loss_fn.variables, *optimizers.state]
-        checkpoints = TrainingCheckpoints(checkpoint_dir, variables, course, best)
+        checkpoints = TrainingCheckpoints(checkpoint_dir, variables, training_state, best)
     with tf.summary.create_file_writer(os.path.join(run_dir, "logs")).as_default():
         if checkpoints and checkpoints.restore():
-            NOTICES.warning("Training goes on after %d epochs and %d steps.", len(course.epochs), course.step)
+            NOTICES.warning(
+                "Training goes on after %d epochs and %d steps.", len(training_state.epochs), training_state.step
+            )
         element_spec = _epoch_batches(spec, train_files, tasks, 0).element_spec
         step_fn = make_train_step(model, loss_fn, optimizers, settings, element_spec)
-        probe = GradientProbe(model, loss_fn, tasks, element_spec, settings.gradients_every, course.gradients)
+        probe = GradientProbe(model, loss_fn, tasks, element_spec, settings.gradients_every, training_state.gradients)
         shapes: set[Any] = set()
-        while len(course.epochs) < settings.epochs and not course.is_over:
-            batches = _epoch_batches(spec, train_files, tasks, len(course.epochs), course.step)
-            loss = run_epoch(settings, batches, step_fn, probe, steps, course, checkpoints, shapes)
+        while len(training_state.epochs) < settings.epochs and not training_state.is_over:
+            batches = _epoch_batches(spec, train_files, tasks, len(training_state.epochs), training_state.step)
+            loss = run_epoch(settings, batches, step_fn, probe, steps, training_state, checkpoints, shapes)
             values = evaluate(spec, model, eval_files)
-            is_best = course.add_epoch(loss, values)
+            is_best = training_state.add_epoch(loss, values)
             if is_best and settings.early_stopping:
                 _save_weights(model, best)
-            of_tasks = "  ".join(f"{task} {value['auc']:.4f}" for task, value in values.items())
-            print(f"    epoch {len(course.epochs)}: loss {loss:.4f}  eval AUC: {of_tasks}", flush=True)
+            per_task = "  ".join(f"{task} {value['auc']:.4f}" for task, value in values.items())
+            print(f"    epoch {len(training_state.epochs)}: loss {loss:.4f}  eval AUC: {per_task}", flush=True)
             if checkpoints:
                 checkpoints.save()
     if settings.jit_compile:
         logging.info("XLA compiled the training step for %d shapes of a batch; %s", len(shapes), _most_shapes(spec))
     if isinstance(model, RecomputableBlocks):
-        model.recompute = False
+        model.gradient_checkpointing = False
     _save_weights(model, last)
     if settings.early_stopping:
         model.load_weights(best)
     else:
         _save_weights(model, best)
-    write_json(os.path.join(run_dir, "training.json"), {"best_epoch": course.best_epoch, "epochs": course.epochs})
-    write_json(os.path.join(run_dir, "gradients.json"), course.gradients)
-    return Trained(model, course.epochs, course.best_epoch)
+    write_json(
+        os.path.join(run_dir, "training.json"),
+        {"best_epoch": training_state.best_epoch, "epochs": training_state.epochs},
+    )
+    write_json(os.path.join(run_dir, "gradients.json"), training_state.gradients)
+    return Trained(model, training_state.epochs, training_state.best_epoch)
 
 
 def start_from_seed(settings: Training) -> None:
@@ -225,7 +230,7 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
         present = batch["candidates"]["mask"].numpy()
         of_example = np.array([numbers.setdefault(name, len(numbers)) for name in ids.numpy()])
         request = np.broadcast_to(of_example[:, None], present.shape)
-        arrays = (targets["labels"].numpy(), score(batch).numpy(), targets["mask"].numpy(), request)
+        arrays = (targets["labels"].numpy(), score(batch).numpy(), targets["weights"].numpy(), request)
         parts.append(tuple(array[present] for array in arrays))
     k = len(tasks)
     parts = parts or [(np.zeros((0, k)), np.zeros((0, k)), np.zeros((0, k)), np.zeros(0, "int64"))]
@@ -295,24 +300,26 @@ def make_train_step(
         model: RankingModel.
         loss_fn: RankingLoss.
         optimizers: Optimizers.
-        settings: Training. Of them `precision`, `jit_compile`, `recompute` and `embedding_l2`.
+        settings: Training. Of them `precision`, `jit_compile`, `gradient_checkpointing` and `embedding_l2`.
         element_spec: the dataset's (batch, targets).
     """
     if isinstance(model, RecomputableBlocks):
-        model.recompute = settings.recompute  # in all gradients: those that are measured need the same memory
+        model.gradient_checkpointing = (
+            settings.gradient_checkpointing
+        )  # in all gradients: those that are measured need the same memory
 
     @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile, autograph=False)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            with computing_in(model, settings.precision):
+            with autocast(model, settings.precision):
                 logits = model(batch, training=True)
-            losses = loss_fn(logits, targets["labels"], targets["mask"])
+            losses = loss_fn(logits, targets["labels"], targets["weights"])
             loss = tf.reduce_sum(losses)
             for added in model.losses:  # by `add_loss` in a layer or the model: auxiliary objectives
                 loss += tf.cast(added, loss.dtype)
             if settings.embedding_l2:
                 loss += settings.embedding_l2 * model.embedding.penalty(batch)
-        with computing_in(model, settings.precision):  # for what is recomputed
+        with autocast(model, settings.precision):  # for what is recomputed
             gradients = tape.gradient(loss, [variable.value for variable in optimizers.variables])
         optimizers.apply(gradients)
         return loss, losses

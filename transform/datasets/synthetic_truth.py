@@ -241,9 +241,9 @@ def main(world: World, items: Array) -> Array:
 
 def context(world: World, requests: Requests) -> Array:
     """What device and hour do, [R, N, K]."""
-    of_request = 0.25 * world.of_device[requests.device] + 0.15 * world.of_hour[requests.hour]
+    per_request = 0.25 * world.of_device[requests.device] + 0.15 * world.of_hour[requests.hour]
     of_price = 0.25 * world.price_of_device[requests.device][:, None] * world.log_price[requests.items]
-    return of_request[:, None, :] + of_price[..., None]
+    return per_request[:, None, :] + of_price[..., None]
 
 
 def common(world: World, requests: Requests) -> Array:

@@ -120,7 +120,7 @@ def count_labels(spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...]
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
         tensors = parse_transformed(spec, serialized)
         targets = to_targets(spec, tensors, tasks)
-        mask = tf.cast(targets["mask"], tf.float64)
+        mask = tf.cast(targets["weights"], tf.float64)
         positives = tf.reduce_sum(mask * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
         candidates = tf.reduce_sum(tensors[CANDIDATE_COUNT].flat_values)
         return tf.size(serialized, tf.int64), candidates, tf.reduce_sum(mask, axis=[0, 1]), positives

@@ -91,7 +91,7 @@ def to_targets(
     Returns:
         `labels` and `mask`: float [B, N, K]; the mask is 0 for padded candidates and for labels that are missing.
     """
-    keys = {"labels": request_example.label_key, "mask": request_example.mask_key}
+    keys = {"labels": request_example.label_key, "weights": request_example.weight_key}
     return {
         name: tf.stack([tensors[key(task)].to_tensor() for task in tasks or spec.task_names], axis=-1)
         for name, key in keys.items()

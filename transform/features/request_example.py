@@ -2,7 +2,7 @@
 
 One example is one request of N candidates. User and context features hold one value; `<sequence>_<feature>` and
 `<sequence>_<task>` (the feedback) hold one value an event, newest last; candidate features, `label_<task>` and
-`mask_<task>` hold N values. A categorical set is flat, with `<name>_length` values a candidate. Missing is "" or NaN.
+`weight_<task>` hold N values. A categorical set is flat, with `<name>_length` values a candidate. Missing is "" or NaN.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def label_key(task: str) -> str:
     return f"label_{task}"
 
 
-def mask_key(task: str) -> str:
+def weight_key(task: str) -> str:
     """The key of a task's label mask: 0 where the label is missing or unobserved, else 1."""
-    return f"mask_{task}"
+    return f"weight_{task}"
 
 
 def sequence_key(sequence: str, part: str) -> str:
@@ -52,7 +52,7 @@ def input_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
 
 def target_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
     """The dtype of each label and label mask, by key."""
-    return {key(task): tf.float32 for task in spec.task_names for key in (label_key, mask_key)}
+    return {key(task): tf.float32 for task in spec.task_names for key in (label_key, weight_key)}
 
 
 def raw_feature_spec(spec: RankingSpec, targets: bool = True) -> dict[str, tf.io.VarLenFeature]:
@@ -89,7 +89,7 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
         elif key not in sequence_keys and key not in sets:
             feature.presence.min_fraction = 1.0
             feature.value_count.min = 1
-    weights = {mask_key(task) for task in spec.task_names} if spec.request.weight else set()
+    weights = {weight_key(task) for task in spec.task_names} if spec.request.weight else set()
     for key in target_dtypes(spec):
         domain = next(feature for feature in schema.feature if feature.name == key).float_domain
         domain.min = 0.0

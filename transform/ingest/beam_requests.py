@@ -16,7 +16,7 @@ from transform.errors import DataError
 from transform.feature_types.time import parse_time
 from transform.features import request_example
 from transform.ingest.aggregates.beam_join import COUNTS, EVENTS, AddAggregates
-from transform.ingest.aggregates.counter import EventCounter
+from transform.ingest.aggregates.counter import AggregateCounter
 from transform.ingest.request_builder import SCORING_SPLIT, RequestBuilder
 from transform.ingest.sources import Sources, resolve_sources
 from transform.ingest.tables import Row, read_rows
@@ -36,7 +36,7 @@ class RequestExamples(beam.PTransform):
         data_dir: str. The folder that the spec's paths are relative to.
         for_scoring: bool. Whether the log is only to be scored: labels are optional, and all requests are in the one
             split `all`. Defaults to `False`.
-        table: str, optional. The folder of an exported table of counting features. Defaults to counting them from the
+        table: str, optional. The folder of an exported table of aggregate features. Defaults to counting them from the
             log and the past, as of the day before each request.
 
     Returns (of the transform):
@@ -56,7 +56,7 @@ class RequestExamples(beam.PTransform):
         self._counted_before = table is not None
         if table and not spec.aggregates:
             raise DataError(
-                "--aggregates: a model with counting features is expected. Received: one without. Leave the option out."
+                "--aggregates: a model with aggregate features is expected. Received: one without. Omit the option."
             )
         if spec.aggregates and not table and not self._sources.labelled:
             raise DataError(
@@ -243,7 +243,7 @@ class _BuildRequests(beam.DoFn):
     def setup(self) -> None:
         spec = parse_spec(self._spec_json)
         self._builder = RequestBuilder(spec, self._sources)
-        self._counter = EventCounter(spec, self._builder) if self._counting else None
+        self._counter = AggregateCounter(spec, self._builder) if self._counting else None
 
     def process(self, element: Any, items: dict[str, tuple[str, ...]]) -> Iterator[Any]:
         key, grouped = element

@@ -333,7 +333,7 @@ class RequestBuilder:
             values[request_example.label_key(task)] = [
                 label if weight else 0.0 for label, weight in zip(labels, weights, strict=True)
             ]
-            values[request_example.mask_key(task)] = weights
+            values[request_example.weight_key(task)] = weights
             counts[f"{split}_positives_{task}"] += int(sum(values[request_example.label_key(task)]))
         return values
 

@@ -1,4 +1,4 @@
-"""Counting features in the spec: a block of the section `aggregates`, and the features that follow from it."""
+"""Aggregate features in the spec: a block of the section `aggregates`, and the features that follow from it."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Training(Section):
     jit_compile: bool = Field(False, examples=[True])
     """Compiles the training step with XLA, for GPUs and TPUs; on processors it breaks even. Batches are padded to sizes
     of 8, 16, 32 ..., since each shape is compiled anew."""
-    recompute: bool = Field(False, examples=[True])
+    gradient_checkpointing: bool = Field(False, examples=[True])
     """Computes the activations of each Transformer block again in the backward pass instead of keeping them:
     less memory, more time. For models with such blocks."""
     deterministic: bool = Field(True, examples=[False])

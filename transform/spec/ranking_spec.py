@@ -74,7 +74,7 @@ class RankingSpec(Section):
     aggregates: tuple[Aggregate, ...] = Field(
         (), examples=[[{"keys": [["video_id"]], "tasks": ["click"], "windows": ["7d"]}]]
     )
-    """Counting features, see [aggregates.md](aggregates.md)."""
+    """Aggregate features, see [aggregates.md](aggregates.md)."""
     model: Model = Field(Model(), examples=[{"name": "onerank", "d": 32}])
     """The model and its settings."""
     training: Training = Field(Training(), examples=[{"epochs": 8}])
@@ -160,8 +160,8 @@ class RankingSpec(Section):
                 yield group, feature
 
     def feature_groups(self) -> Iterator[tuple[str, Feature]]:
-        """All features with the name of their group; in each, counting features follow those of the file."""
-        derived = [(group, feature) for _, group, feature in self.aggregate_features()]
+        """All features with the name of their group; in each, aggregate features follow those of the file."""
+        derived = [(group, feature) for _, group, feature in self.aggregate_features_by_block()]
         for group in ("user", "context", "candidate"):
             yield from ((group, feature) for feature in getattr(self.features, group))
             yield from (pair for pair in derived if pair[0] == group)
@@ -170,12 +170,12 @@ class RankingSpec(Section):
         """The features of candidates, in the order of `feature_groups`."""
         return [feature for group, feature in self.feature_groups() if group == "candidate"]
 
-    def counting_features(self) -> list[AggregateFeature]:
+    def aggregate_features(self) -> list[AggregateFeature]:
         """The features that follow from the section `aggregates`, in the order of the file."""
-        return [feature for _, _, feature in self.aggregate_features()]
+        return [feature for _, _, feature in self.aggregate_features_by_block()]
 
-    def aggregate_features(self) -> Iterator[tuple[int, str, AggregateFeature]]:
-        """The counting features in the order of the file: the block's index, the group, the feature.
+    def aggregate_features_by_block(self) -> Iterator[tuple[int, str, AggregateFeature]]:
+        """The aggregate features in the order of the file: the block's index, the group, the feature.
 
         A key with a part of the candidate is the candidate's, else one with a part of the context is the context's,
         else it is the user's.

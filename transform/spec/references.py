@@ -13,7 +13,7 @@ from transform.spec.ranking_spec import RankingSpec
 RESERVED_NAMES = frozenset(
     {"candidate_count", "candidate_mask", "mask", "request_id", "request_time", "score", "examples", "request_group"}
 )
-RESERVED_PREFIXES = ("label_", "mask_", "cache_")
+RESERVED_PREFIXES = ("label_", "weight_", "cache_")
 RESERVED_FOR_CONTEXT = ("state_", "summary_")  # what stands beside the context's features in a served call
 GROUPS = frozenset({"user", "context", "candidate"})
 
@@ -72,7 +72,7 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
         names = [prefix + name for prefix in ["", *in_sequences] for name in feature.derived_names()]
         derived += [(f"feature `{feature.name}`", name) for name in names]
-    for i, _, counting in spec.aggregate_features():
+    for i, _, counting in spec.aggregate_features_by_block():
         derived += [(f"aggregates[{i}]", name) for name in (counting.name, *counting.derived_names())]
     for i, feature in enumerate(spec.features.context):
         if feature.name.startswith(RESERVED_FOR_CONTEXT):

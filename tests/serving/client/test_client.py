@@ -16,16 +16,16 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 
 from serving.client import (
-    ContextKey,
-    LruContextCache,
+    LruUserStateCache,
     Ranker,
     RankingUnavailable,
     RequestError,
+    UserStateKey,
     model_interface,
     rest_transport,
 )
 from serving.client.__main__ import main
-from serving.client.redis_context_cache import RedisContextCache
+from serving.client.redis_user_state_cache import RedisUserStateCache
 from serving.export import signatures
 from serving.export.model_files import WARMUP_FILE
 from serving.server.model_server import ModelServer
@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 MODEL = "small"
 CALM = {"deadline": 60, "refresh": 3600}  # whatever else this machine does
 WHO = {"user_key": "u1", "history_version": 7}
-TWO_STEPS = ["encode_context", "rank_with_context"]
+TWO_STEPS = ["encode_user", "rank_with_user_state"]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_names_are_the_exporters():
     assert request_example.length_key("x") == "x" + model_interface.LENGTH_SUFFIX
 
 
-def test_scores_are_the_signatures_with_and_without_a_kept_context(small, models, server, ranker, serialized):
+def test_scores_are_the_signatures_with_and_without_a_kept_user_state(small, models, server, ranker, serialized):
     for n, example in enumerate(serialized):
         request, expected = as_request(small.spec, example), expected_scores(models, example)
         plain, first, again = (
@@ -189,9 +189,9 @@ def test_scores_are_the_signatures_with_and_without_a_kept_context(small, models
         for ranking in (plain, first, again):
             assert_scores(ranking, expected)
             assert set(ranking.tasks) == set(small.spec.task_names) and ranking.version == 1
-        assert [ranking.context_cached for ranking in (plain, first, again)] == [False, False, True]
+        assert [ranking.user_state_cached for ranking in (plain, first, again)] == [False, False, True]
     assert np.ptp(expected["score"]) > 100 * TOLERANCE, "scores that differ, or equality says nothing"
-    assert server.calls == ["metadata", *["rank", *TWO_STEPS, "rank_with_context"] * 3]
+    assert server.calls == ["metadata", *["rank", *TWO_STEPS, "rank_with_user_state"] * 3]
 
 
 def test_columns_are_rows(models, ranker, serialized, request_of_many):
@@ -214,7 +214,7 @@ def test_a_long_list_is_ranked_in_parts_as_it_would_be_at_once(small, server, ad
             assert_scores(ranking, {**whole.tasks, "score": whole.score})
             np.testing.assert_array_equal(ranking.order, whole.order)
     assert server.calls.count("summarize_candidates") == server.calls.count("score_summary") == 3 * 4
-    assert server.calls.count("encode_context") == 2
+    assert server.calls.count("encode_user") == 2
 
 
 def test_no_candidates_is_no_call(server, ranker, request_of_many):
@@ -226,13 +226,13 @@ def test_no_candidates_is_no_call(server, ranker, request_of_many):
 def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, request_of_many):
     for who in (("u1", 7), ("u1", 8), ("u2", 8), ("u1", 8)):
         ranking = ranker.rank(**request_of_many, user_key=who[0], history_version=who[1])
-    assert ranking.context_cached
-    assert server.calls.count("encode_context") == 3
+    assert ranking.user_state_cached
+    assert server.calls.count("encode_user") == 3
 
 
 @pytest.mark.parametrize("change", ["name", "dtype", "rank"])
-def test_a_kept_context_of_another_form_is_encoded_anew(ranker, request_of_many, change, caplog):
-    key = ContextKey(MODEL, 1, *map(str, WHO.values()))
+def test_a_kept_user_state_of_another_form_is_encoded_anew(ranker, request_of_many, change, caplog):
+    key = UserStateKey(MODEL, 1, *map(str, WHO.values()))
     ranking = ranker.rank(**request_of_many, **WHO)
     context = dict(ranker.cache.get(key))
     name = next(name for name, array in context.items() if array.dtype == np.float32)
@@ -241,7 +241,7 @@ def test_a_kept_context_of_another_form_is_encoded_anew(ranker, request_of_many,
         context[name] = array.astype(np.float16) if change == "dtype" else array[0]
     ranker.cache.put(key, context)
     first, second = (ranker.rank(**request_of_many, **WHO) for _ in range(2))
-    assert [first.context_cached, second.context_cached] == [False, True]
+    assert [first.user_state_cached, second.user_state_cached] == [False, True]
     np.testing.assert_allclose(first.score, ranking.score, atol=TOLERANCE)
     assert len(caplog.messages) == 1 and "encoded anew" in caplog.messages[0]
 
@@ -284,7 +284,7 @@ def test_a_swap_within_a_request_starts_it_again(models, server, ranker, seriali
     server.faults = [None, swap]
     ranking = ranker.rank(**request_of_many, **WHO)
     assert server.calls == [*TWO_STEPS, "metadata", *TWO_STEPS]
-    assert ranking.version == 2 and not ranking.context_cached
+    assert ranking.version == 2 and not ranking.user_state_cached
     assert_scores(ranking, expected_scores(models, serialized[2], version=2))
     other = expected_scores(models, serialized[2], version=1)
     assert np.abs(ranking.score - other["score"]).max() > 100 * TOLERANCE
@@ -314,10 +314,10 @@ def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, addre
     assert versions == [[1, 1], [2, 1], [2, 2]]
 
 
-def test_a_kept_context_is_never_used_for_another_version(models, server, address, serialized, request_of_many):
+def test_a_kept_user_state_is_never_used_for_another_version(models, server, address, serialized, request_of_many):
     """The two versions have contexts of one form: nothing but the key keeps them apart."""
     server.served = {1, 2}
-    cache = LruContextCache()
+    cache = LruUserStateCache()
     expected = {version: expected_scores(models, serialized[2], version) for version in (1, 2)}
     assert np.abs(expected[1]["score"] - expected[2]["score"]).max() > 100 * TOLERANCE
     with (
@@ -328,8 +328,8 @@ def test_a_kept_context_is_never_used_for_another_version(models, server, addres
     for ranking, version in zip(rankings, (1, 2, 1, 2), strict=True):
         assert ranking.version == version
         assert_scores(ranking, expected[version])
-    assert [ranking.context_cached for ranking in rankings] == [False, False, True, True]
-    contexts = [cache.get(ContextKey(MODEL, version, *map(str, WHO.values()))) for version in (1, 2)]
+    assert [ranking.user_state_cached for ranking in rankings] == [False, False, True, True]
+    contexts = [cache.get(UserStateKey(MODEL, version, *map(str, WHO.values()))) for version in (1, 2)]
     assert contexts[0].keys() == contexts[1].keys() and len(cache) == 2
 
 
@@ -340,7 +340,7 @@ def test_a_new_version_does_not_use_the_contexts_of_the_one_before(
         for served, cached in (({1}, False), ({1}, True), ({1, 2}, False), ({1, 2}, True), ({1}, True)):
             server.served = served
             ranking = ranker.rank(**request_of_many, **WHO)
-            assert (ranking.version, ranking.context_cached) == (max(served), cached)
+            assert (ranking.version, ranking.user_state_cached) == (max(served), cached)
             assert_scores(ranking, expected_scores(models, serialized[2], max(served)))
 
 
@@ -526,10 +526,10 @@ def test_a_server_that_was_away_is_found_again(models, server, ranker, serialize
 
 
 def test_a_redis_that_is_away_costs_an_encoding(server, address, request_of_many, caplog):
-    cache = RedisContextCache("redis://127.0.0.1:9/0")
+    cache = RedisUserStateCache("redis://127.0.0.1:9/0")
     with Ranker(address, MODEL, **CALM, cache=cache) as ranker:
         for _ in range(2):
-            assert not ranker.rank(**request_of_many, **WHO).context_cached
+            assert not ranker.rank(**request_of_many, **WHO).user_state_cached
     assert server.calls == ["metadata", *TWO_STEPS * 2]
     assert [record.message for record in caplog.records if "Redis" in record.message] == caplog.messages[:1]
 
@@ -539,7 +539,7 @@ def test_a_context_that_rest_can_not_carry_is_not_kept(server, request_of_many, 
     monkeypatch.delitem(rest_transport._DTYPES, "DT_INT32")
     with Ranker(server.address("http"), MODEL, **CALM, max_candidates=len(request_of_many["candidates"])) as ranker:
         for _ in range(2):
-            assert not ranker.rank(**request_of_many, **WHO).context_cached
+            assert not ranker.rank(**request_of_many, **WHO).user_state_cached
         assert server.calls == ["metadata", "rank", "rank"]
         assert [record.message for record in caplog.records] == [
             "REST carries no DT_INT32: contexts of model `small` are not kept. Use gRPC."

@@ -36,8 +36,8 @@ def metadata():
     scores = specs(buy=(NUMBER, 2), score=(NUMBER, 2), candidate_mask=(NUMBER, 2))
     signatures = {
         "rank": Signature({**users, **context, **candidates, **count}, scores),
-        "encode_context": Signature(users, cache),
-        "rank_with_context": Signature({**cache, **context, **candidates, **count}, scores),
+        "encode_user": Signature(users, cache),
+        "rank_with_user_state": Signature({**cache, **context, **candidates, **count}, scores),
     }
     return Metadata(3, signatures)
 
@@ -194,5 +194,5 @@ def test_mistakes_name_the_place_what_was_expected_what_came_and_the_cure(interf
 
 def test_a_model_of_others_is_refused():
     signatures = {"serving_default": Signature({}, {})}
-    with pytest.raises(RequestError, match="rank_with_context are expected. Received: serving_default."):
+    with pytest.raises(RequestError, match="rank_with_user_state are expected. Received: serving_default."):
         ModelInterface("m", Metadata(3, signatures))

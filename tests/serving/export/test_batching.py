@@ -67,14 +67,14 @@ def test_each_user_gets_the_own_scores(small, signatures, requests):
     for with_first_value, reverse in itertools.product((True, False), (True, False)):
         together = requests[::-1] if reverse else requests
         assert_own_answers(signatures["rank"], together, with_first_value)
-        caches = assert_own_answers(signatures["encode_context"], together, with_first_value)
+        caches = assert_own_answers(signatures["encode_user"], together, with_first_value)
         # what was encoded among others, and what was encoded alone
-        alone = [call(signatures["encode_context"], request) for request in together]
+        alone = [call(signatures["encode_user"], request) for request in together]
         assert len({cache["cache_mask"].shape for cache in alone}) > 2
         for cache in (caches, alone):
             known = [{**request, **own} for request, own in zip(together, cache, strict=True)]
-            assert_own_answers(signatures["rank_with_context"], known, with_first_value)
-            mixed = call(signatures["rank_with_context"], known[1])
+            assert_own_answers(signatures["rank_with_user_state"], known, with_first_value)
+            mixed = call(signatures["rank_with_user_state"], known[1])
             own = call(signatures["rank"], together[1])
             np.testing.assert_allclose(mixed["score"], own["score"], atol=TOLERANCE)
         in_parts_together(small.spec, signatures, known, with_first_value)

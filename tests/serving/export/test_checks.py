@@ -24,7 +24,7 @@ def raw(small, signatures):
     request = joined_request(small.spec, request_examples(small)[3:9])
     raw = part_of(small.spec, raw_values(small.spec, request), 0, 11)
     assert raw["candidate_count"][0] == 11 and raw["seen_length"][0] == 12
-    raw.update(call(signatures["encode_context"], raw))
+    raw.update(call(signatures["encode_user"], raw))
     return {**raw, **call(signatures["summarize_candidates"], raw)}
 
 
@@ -62,17 +62,17 @@ def test_raw_inputs_that_do_not_fit_are_refused(small, signatures, raw):
         "[41]",
     )
     allowed = {**raw, **many, "candidate_count": np.array([MOST])}
-    for signature in ("rank", "rank_with_context", "summarize_candidates"):
+    for signature in ("rank", "rank_with_user_state", "summarize_candidates"):
         function = signatures[signature]
         for change, said, numbers in [*cases, too_many, *(of_users if signature == "rank" else [])]:
             message = refusal(function, {**raw, **change})
             assert said in message and message.endswith(numbers), (signature, said, message)
         assert call(function, allowed)["candidate_mask"].sum() == MOST
     for change, said, numbers in of_users:
-        message = refusal(signatures["encode_context"], {**raw, **change})
+        message = refusal(signatures["encode_user"], {**raw, **change})
         assert said in message and message.endswith(numbers)
     cached = {"cache_user": np.repeat(raw["cache_user"], 2, axis=0)}
-    assert "cache_user: as many requests as in" in refusal(signatures["rank_with_context"], {**raw, **cached})
+    assert "cache_user: as many requests as in" in refusal(signatures["rank_with_user_state"], {**raw, **cached})
 
 
 def test_parts_that_do_not_fit_are_refused(signatures, raw):

@@ -12,7 +12,7 @@ from serving.export.model_files import ASSETS_EXTRA, WARMUP_FILE
 from serving.export.raw_inputs import raw_values
 from serving.export.signatures import RankingSignatures
 from serving.export.warmup_requests import warmup_requests
-from serving.export.wire_format import pack_cache, unpack_cache
+from serving.export.wire_format import pack_user_state, unpack_user_state
 from tests.testing.far_from_start import far_from_start
 from tests.testing.raw_requests import call, in_two_steps, request_examples
 from transform.features import request_example
@@ -57,7 +57,7 @@ def test_without_requests_they_are_made_up_with_full_sequences_and_always_the_sa
     requests = dict(logged(records))
     assert set(requests) == set(signatures)
     assert requests["rank"]["item"].shape == (1, 3)
-    assert requests["encode_context"]["seen_length"] == [12] and requests["encode_context"]["bought_length"] == [5]
+    assert requests["encode_user"]["seen_length"] == [12] and requests["encode_user"]["bought_length"] == [5]
     for name, inputs in requests.items():
         answer = call(signatures[name], inputs)
         assert all(np.isfinite(values).all() for values in answer.values() if values.dtype.kind == "f")
@@ -79,7 +79,7 @@ def half(small):
 def test_a_cache_in_float16_is_scored_in_float32(small, half):
     _, signatures = half
     raw = raw_values(small.spec, request_example.decode(request_examples(small)[0]))
-    cache = call(signatures["encode_context"], raw)
+    cache = call(signatures["encode_user"], raw)
     assert {name: values.dtype.name for name, values in cache.items()} == {
         "cache_user": "float16",
         "cache_mask": "int32",
@@ -96,11 +96,11 @@ def test_a_cache_in_float16_is_scored_in_float32(small, half):
 @pytest.mark.parametrize("dtype, most", [("float32", 0.0), ("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_what_a_short_cache_costs(small, served, dtype, most):
     ((batch, _),) = request_batches(small.spec, small.transformed["test"], 10_000)
-    cache = served.model.encode_context(batch["user"], batch["sequences"], training=False)
-    packed = pack_cache(cache, dtype, served.model.full_precision_state)
+    cache = served.model.encode_user(batch["user"], batch["sequences"], training=False)
+    packed = pack_user_state(cache, dtype, served.model.full_precision_state)
     assert packed["user"].dtype == dtype
     masks = frozenset(name for name, tensor in cache.items() if tensor.dtype == tf.bool)
-    again = unpack_cache(packed, masks)
+    again = unpack_user_state(packed, masks)
     assert again["mask"].dtype == tf.bool and (again["mask"].numpy() == cache["mask"].numpy()).all()
     scores = [
         tf.sigmoid(served.model.score_candidates(c, batch["context"], batch["candidates"])).numpy()

@@ -47,7 +47,7 @@ def test_parts_get_the_scores_of_the_whole(small, served, raw, model):
     alone = call(signatures["rank"], part_of(small.spec, raw, 0, 4))["buy"]
     difference = np.abs(alone - whole["buy"][:, :4]).max()
     assert difference > 1000 * TOLERANCE if model is onerank else difference < TOLERANCE
-    known = {**raw, **call(signatures["encode_context"], raw)}
+    known = {**raw, **call(signatures["encode_user"], raw)}
     first = call(signatures["summarize_candidates"], known)
     summaries = [name for name in first if name.startswith("summary_")]
     assert bool(summaries) == (model is onerank)
@@ -60,7 +60,7 @@ def test_parts_get_the_scores_of_the_whole(small, served, raw, model):
 
     # TensorFlow Serving joins no tensor without elements with others: a user without events has a cache of padding.
     nothing = {**raw, "seen_length": np.array([0]), "bought_length": np.array([0])}
-    assert all(values.size for values in call(signatures["encode_context"], nothing).values())
+    assert all(values.size for values in call(signatures["encode_user"], nothing).values())
     np.testing.assert_allclose(
         in_two_steps(signatures, nothing)["score"], call(signatures["rank"], nothing)["score"], atol=TOLERANCE
     )

@@ -22,15 +22,15 @@ TOLERANCE = 1e-5
 BATCH = 7  # does not divide the number of requests, and pads
 
 
-@pytest.fixture(scope="module", params=["small_plain", "small_counting"])
+@pytest.fixture(scope="module", params=["small_plain", "small_aggregates"])
 def small(request):
-    """Every test is run without counting features and with them."""
+    """Every test is run without aggregate features and with them."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
 def exported(request, small):
-    return request.getfixturevalue("served_counting" if small.spec.aggregates else "served")
+    return request.getfixturevalue("served_aggregates" if small.spec.aggregates else "served")
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def _rank(small, signatures, batch, extra_padding=0):
 def _rank_in_two_steps(small, signatures, batch):
     raw = raw_inputs(small.spec, batch)
     users = [key for key in raw if not _is_candidate_input(small.spec, key)]
-    cache = signatures["encode_context"](**constants(small.spec, raw, users))
+    cache = signatures["encode_user"](**constants(small.spec, raw, users))
     others = constants(small.spec, raw, [key for key in raw if key not in users])
-    return signatures["rank_with_context"](**{name: tf.constant(value) for name, value in cache.items()}, **others)
+    return signatures["rank_with_user_state"](**{name: tf.constant(value) for name, value in cache.items()}, **others)
 
 
 def test_every_signature_gives_the_trainers_scores(small, exported, signatures):
@@ -118,7 +118,7 @@ def test_context_does_not_depend_on_candidates_or_request_context(small, signatu
     spec, batch = small.spec, request_examples(small)[:5]
     raw = raw_inputs(spec, batch)
     users = [key for key in raw if not _is_candidate_input(spec, key)]
-    cache = signatures["encode_context"](**constants(spec, raw, users))
+    cache = signatures["encode_user"](**constants(spec, raw, users))
     assert all(name.startswith("cache_") for name in cache)
     assert all(len(value) == len(batch) for value in cache.values())
 

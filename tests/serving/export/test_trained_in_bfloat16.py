@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from serving.export.signatures import RankingSignatures
 from trainer.ops.kernels import use_kernels
-from trainer.training.precision import computing_in
+from trainer.training.precision import autocast
 from trainer.training.trainer import predict, train
 from transform.features.batching import request_batches
 from transform.features.transform_graph import TransformGraph
@@ -16,7 +16,7 @@ SETTINGS = {
     "early_stopping": None,
     "gradients_every": 0,
     "precision": "mixed_bfloat16",
-    "recompute": True,
+    "gradient_checkpointing": True,
 }
 
 
@@ -33,12 +33,12 @@ def test_it_serves_what_was_measured(small, tmp_path):
     present = answer["candidate_mask"].numpy() > 0
     ((batch, targets),) = request_batches(spec, files, len(requests))
     for k, (task, rows) in enumerate(predict(spec, trained.model, files).items()):
-        observed = targets["mask"].numpy()[..., k][present] > 0
+        observed = targets["weights"].numpy()[..., k][present] > 0
         served = answer[task].numpy()[present][observed]
         np.testing.assert_allclose(served, rows.scores, atol=TOLERANCE, err_msg=task)
-    with computing_in(trained.model, "mixed_bfloat16"):
+    with autocast(trained.model, "mixed_bfloat16"):
         mixed = tf.sigmoid(trained.model(batch, training=False)).numpy()[present]
     assert np.abs(mixed[:, 0] - answer["buy"].numpy()[present]).max() > 10 * TOLERANCE, "or equality says nothing"
 
-    outputs = signatures["encode_context"].structured_outputs.values()
+    outputs = signatures["encode_user"].structured_outputs.values()
     assert {output.dtype for output in outputs} == {tf.float32, tf.int32}, "a client can hold the cache"

@@ -76,8 +76,8 @@ def _inputs_of(loaded, name: str, requests: list[bytes]) -> dict[str, np.ndarray
 SIGNATURES = [
     "serving_default",
     "rank",
-    "encode_context",
-    "rank_with_context",
+    "encode_user",
+    "rank_with_user_state",
     "summarize_candidates",
     "score_summary",
     "transform_features",

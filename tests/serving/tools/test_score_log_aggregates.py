@@ -1,4 +1,4 @@
-"""Scoring a log whose counting features come from the log itself, or from an exported table."""
+"""Scoring a log whose aggregate features come from the log itself, or from an exported table."""
 
 import csv
 import os
@@ -18,14 +18,14 @@ LABELS = ("bought", "saved", "shared")
 
 
 @pytest.fixture
-def model_dir(served_counting) -> str:
-    return served_counting.path
+def model_dir(served_aggregates) -> str:
+    return served_aggregates.path
 
 
 @pytest.fixture(scope="module")
-def table(small_counting, tmp_path_factory) -> str:
+def table(small_aggregates, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("aggregates") / "table"
-    export_tables(small_counting.spec, small_counting.data_dir, date(1970, 1, 1 + DAY), str(folder))
+    export_tables(small_aggregates.spec, small_aggregates.data_dir, date(1970, 1, 1 + DAY), str(folder))
     return str(folder)
 
 
@@ -55,9 +55,11 @@ def only_day(data_dir, folder):
     return folder
 
 
-def test_yesterday_s_table_scores_today_s_log_as_the_whole_log_does(small_counting, model_dir, table, tmp_path, capsys):
+def test_yesterday_s_table_scores_today_s_log_as_the_whole_log_does(
+    small_aggregates, model_dir, table, tmp_path, capsys
+):
     """The histories come from the log: they are the same only where all of it is given."""
-    data_dir = small_counting.data_dir
+    data_dir = small_aggregates.data_dir
     whole = score(model_dir, data_dir, tmp_path / "whole.csv")
     from_table = score(model_dir, data_dir, tmp_path / "table.csv", "--aggregates", table)
     assert len(whole) > 200
@@ -66,8 +68,8 @@ def test_yesterday_s_table_scores_today_s_log_as_the_whole_log_does(small_counti
     assert f"requests are not of the day that the table in {table} is for" in capsys.readouterr().err
 
 
-def test_a_log_of_one_day_without_labels_is_scored_with_the_table(small_counting, model_dir, table, tmp_path, capsys):
-    bare = only_day(small_counting.data_dir, tmp_path / "bare")
+def test_a_log_of_one_day_without_labels_is_scored_with_the_table(small_aggregates, model_dir, table, tmp_path, capsys):
+    bare = only_day(small_aggregates.data_dir, tmp_path / "bare")
     assert score(model_dir, bare, tmp_path / "refused.csv") is None
     assert "a log with labels to count, or an exported table, is expected" in capsys.readouterr().err
     assert not (tmp_path / "refused.csv").exists()
@@ -76,7 +78,7 @@ def test_a_log_of_one_day_without_labels_is_scored_with_the_table(small_counting
     assert "note:" not in capsys.readouterr().err, "all requests are of the table's day"
 
 
-def test_a_folder_without_a_table_is_refused(small_counting, model_dir, tmp_path, capsys):
-    assert score(model_dir, small_counting.data_dir, tmp_path / "scores.csv", "--aggregates", str(tmp_path)) is None
+def test_a_folder_without_a_table_is_refused(small_aggregates, model_dir, tmp_path, capsys):
+    assert score(model_dir, small_aggregates.data_dir, tmp_path / "scores.csv", "--aggregates", str(tmp_path)) is None
     assert "holds no aggregates.json" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []

@@ -212,10 +212,10 @@ def test_a_model_that_is_not_blessed_is_not_pushed(tmp_path, spec):
     assert pushed.get_int_custom_property("pushed") == 0
 
 
-def test_baselines_are_smoothed_item_rates_of_the_train_split(small):
+def test_label_statistics_are_smoothed_item_rates_of_the_train_split(small):
     import tensorflow as tf
 
-    from tfx_pipeline.components.baselines import SMOOTHING, _candidates, _evaluate, _sum_columns
+    from tfx_pipeline.components.label_statistics import SMOOTHING, _candidates, _evaluate, _sum_columns
     from trainer.metrics.ranking_metrics import Rows, compute
 
     tasks, item = small.spec.task_names, small.spec.item_feature

@@ -67,8 +67,8 @@ class HandMade(tf.Module):
         return {
             "serving_default": _named(self._serving_default, {"examples": tf.TensorSpec([None], tf.string)}),
             "rank": _named(self._rank, {**raw["user"], **candidates}),
-            "encode_context": _named(self._encode_context, raw["user"]),
-            "rank_with_context": _named(self._rank_with_context, {**cache, **candidates}),
+            "encode_user": _named(self._encode_user, raw["user"]),
+            "rank_with_user_state": _named(self._rank_with_user_state, {**cache, **candidates}),
             "summarize_candidates": _named(self._summarize, {**cache, **candidates}),
             "score_summary": _named(self._score_summary, {**cache, **states}),
         }
@@ -77,19 +77,19 @@ class HandMade(tf.Module):
         keys = {"person": tf.string, "strength": tf.float32, "candidate_count": tf.int64}
         parsed = tf.io.parse_example(examples, {key: tf.io.RaggedFeature(dtype) for key, dtype in keys.items()})
         dense = {key: tensor.to_tensor() for key, tensor in parsed.items()}
-        cache = self._encode_context(dense["person"][:, 0])
-        return self._rank_with_context(
+        cache = self._encode_user(dense["person"][:, 0])
+        return self._rank_with_user_state(
             **cache, strength=dense["strength"], candidate_count=dense["candidate_count"][:, 0]
         )
 
     def _rank(self, person, strength, candidate_count):
-        cache = self._encode_context(person)
-        return self._rank_with_context(**cache, strength=strength + self.of_rank, candidate_count=candidate_count)
+        cache = self._encode_user(person)
+        return self._rank_with_user_state(**cache, strength=strength + self.of_rank, candidate_count=candidate_count)
 
-    def _encode_context(self, person):
+    def _encode_user(self, person):
         return {"cache_size": tf.cast(tf.strings.length(person), tf.float32)}
 
-    def _rank_with_context(self, cache_size, strength, candidate_count):
+    def _rank_with_user_state(self, cache_size, strength, candidate_count):
         return self._score_summary(cache_size, **self._summarize(cache_size, strength, candidate_count))
 
     def _summarize(self, cache_size, strength, candidate_count):
@@ -183,11 +183,11 @@ def test_a_good_model_is_served_whatever_is_wrong_with_the_blessed_one(validate,
         ("serving_default", "REST"): 20,
         ("rank", "gRPC"): 24,
         ("rank", "REST"): 20,
-        ("encode_context, rank_with_context", "gRPC"): 24,
+        ("encode_user, rank_with_user_state", "gRPC"): 24,
         ("summarize_candidates, score_summary", "gRPC"): 18,
     }
     assert max(check["largest_difference"] for check in report.checks) < 1e-6
-    assert report.warmup_requests == 6 * 3 - 2, "three sizes; encode_context knows of no candidates"
+    assert report.warmup_requests == 6 * 3 - 2, "three sizes; encode_user knows of no candidates"
     assert report.rank_latency_ms.keys() == {"candidate"}
     (problem,) = validate(good, tmp_path / "broken", max_latency_ratio=2.0).problems
     assert "variables.index is missing" in problem and "A latency to compare with is expected" in problem

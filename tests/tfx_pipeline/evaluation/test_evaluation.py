@@ -31,8 +31,8 @@ from transform.features.request_example import (
     decode,
     encode,
     label_key,
-    mask_key,
     raw_schema,
+    weight_key,
 )
 from transform.spec.loading import parse_spec
 from transform.spec.model_sections import Gate
@@ -116,7 +116,7 @@ def requests():
             )
             mask = (random.random(count) < observed).astype(float)
             request[label_key(task)] = [float(label) for label in (random.random(count) < truth) * mask]
-            request[mask_key(task)] = [float(weight) for weight in mask]
+            request[weight_key(task)] = [float(weight) for weight in mask]
             request[f"p_{task}"] = [float(p) for p in np.float32(guess)]
         result.append(request)
     return result
@@ -213,13 +213,13 @@ def candidates(requests):
             price = request["price"][place]
             row["price"] = PRICES[price] if price == price else "missing"
             for task in TASKS:
-                for key in (label_key(task), mask_key(task), f"p_{task}"):
+                for key in (label_key(task), weight_key(task), f"p_{task}"):
                     row[key] = request[key][place]
             yield row
 
 
 def reference_metrics(rows, task, line=IDENTITY):
-    rows = [row for row in rows if row[mask_key(task)]]
+    rows = [row for row in rows if row[weight_key(task)]]
     groups = {}
     for row in rows:
         groups.setdefault(row["request"], []).append((row[label_key(task)], line[0] * row[f"p_{task}"] + line[1]))
@@ -279,13 +279,13 @@ def test_weights_count_in_metrics_and_not_in_counts(evaluate, first, requests, t
     weighted = []
     for request in requests:
         weights = random.choice([0.5, 1.0, 4.0], len(request["item"]))
-        masks = {mask_key(task): list(np.array(request[mask_key(task)]) * weights) for task in TASKS}
+        masks = {weight_key(task): list(np.array(request[weight_key(task)]) * weights) for task in TASKS}
         weighted.append({**request, **masks})
     path, _ = evaluate(GOOD, examples=[write_examples(tmp_path / "examples", weighted)])
     measured, plain = (eval_config.load_metrics(folder).candidate[()] for folder in (path, first[0]))
     rows = list(candidates(weighted))
     for task in TASKS:
-        columns = ([row[key] for row in rows] for key in (label_key(task), f"p_{task}", "request", mask_key(task)))
+        columns = ([row[key] for row in rows] for key in (label_key(task), f"p_{task}", "request", weight_key(task)))
         expected = Rows.observed(*map(np.array, columns))
         for metric in ("auc", "gauc", "ndcg@3", "normalized_entropy", "calibration", "log_loss"):
             assert measured[task][metric] == pytest.approx(ranking_metrics.compute(metric, expected), abs=1e-6), (
@@ -359,7 +359,7 @@ def test_a_metric_of_ones_own_is_measured_and_gated(evaluate, requests):
     path, blessed = evaluate({**GOOD, "buy": INVERTED}, GOOD, spec=spec)
     measured, rows = eval_config.load_metrics(path), list(candidates(requests))
     for task, (slope, start) in {"open": IDENTITY, "buy": INVERTED, "share": IDENTITY}.items():
-        there = [row for row in rows if row[mask_key(task)]]
+        there = [row for row in rows if row[weight_key(task)]]
         labels, scores, groups = (
             np.array([row[key] for row in there]) for key in (label_key(task), f"p_{task}", "request")
         )
@@ -456,13 +456,13 @@ def test_lists_that_do_not_fit_together_are_named():
         return tfma_types.VarLenTensorValue.from_dense_rows([np.array(row) for row in rows])
 
     config = config_pb2.EvalConfig(
-        model_specs=[config_pb2.ModelSpec(label_keys={"buy": "label_buy"}, example_weight_keys={"buy": "mask_buy"})],
+        model_specs=[config_pb2.ModelSpec(label_keys={"buy": "label_buy"}, example_weight_keys={"buy": "weight_buy"})],
         slicing_specs=[config_pb2.SlicingSpec(feature_keys=["country"])],
     )
     features = {
         REQUEST_ID: column([b"a"], [b"b"]),
         "label_buy": column([0.0, 1.0], [1.0]),
-        "mask_buy": column([1.0, 1.0], [1.0]),
+        "weight_buy": column([1.0, 1.0], [1.0]),
         "country": column([b"de"], [b"fr"]),
     }
     predictions = {"buy": np.array([[0.1, 0.2], [0.3, 0.0]])}
@@ -474,7 +474,7 @@ def test_lists_that_do_not_fit_together_are_named():
     rows = explode()
     assert list(rows[constants.PREDICTIONS_KEY]["buy"]) == [0.1, 0.2, 0.3]
     assert list(rows[constants.FEATURES_KEY]["country"]) == ["de", "de", "fr"]
-    with pytest.raises(DataError, match="`mask_buy`: a value for each of the 2 candidates"):
+    with pytest.raises(DataError, match="`weight_buy`: a value for each of the 2 candidates"):
         explode(mask_buy=column([1.0], [1.0]))
     with pytest.raises(DataError, match="`country`: one value, or one for each of the 1 candidates"):
         explode(country=column([b"de"], [b"fr", b"jp"]))

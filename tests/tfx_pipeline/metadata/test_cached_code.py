@@ -89,7 +89,7 @@ def test_edited_code_reaches_exactly_what_runs_it(tmp_path, spec, monkeypatch):
         return lambda *modules: real(*modules) + ("edited" if any(holds(name, module) for name in modules) else "")
 
     expected = {
-        "trainer.metrics.ranking_metrics": {"Trainer", "ServingValidator", "Evaluator", "Baselines"},
+        "trainer.metrics.ranking_metrics": {"Trainer", "ServingValidator", "Evaluator", "LabelStatistics"},
         "serving.export.signatures": {"Trainer", "ServingValidator"},
         "serving": {"Trainer", "ServingValidator"},
         "tfx_pipeline.evaluation.serving_validation": {"ServingValidator"},
@@ -132,7 +132,7 @@ CACHED_BY = {
     "tfx_pipeline.evaluation.extractors": cached_code.EVALUATOR,
     "tfx_pipeline.evaluation.tfma_metrics": cached_code.EVALUATOR,
     "tfx_pipeline.evaluation.tfma_plots": cached_code.EVALUATOR,
-    "tfx_pipeline.components.baselines": cached_code.BASELINES,
+    "tfx_pipeline.components.label_statistics": cached_code.LABEL_STATISTICS,
 }
 
 
@@ -158,7 +158,7 @@ folders = {
     "Trainer": cached_code.trainer("onerank"),
     "ServingValidator": cached_code.serving_validator("onerank"),
     "Evaluator": cached_code.EVALUATOR,
-    "Baselines": cached_code.BASELINES,
+    "LabelStatistics": cached_code.LABEL_STATISTICS,
 }
 keys = {name: code_version(*modules) for name, modules in folders.items()}
 print(json.dumps({**keys, "onerank train": training_key(load_spec(sys.argv[1]), Path("prepared"))}))

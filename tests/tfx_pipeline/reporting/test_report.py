@@ -127,9 +127,9 @@ def test_figures_in_page_and_card_equal_tfmas(output, index):
         for entry in card(output, of)["quantitative_analysis"]["performance_metrics"]
     }
     assert len(measured.candidate) > 10
-    for place, of_tasks in measured.candidate.items():
+    for place, per_task in measured.candidate.items():
         for task in TASKS:
-            for metric, value in of_tasks[task].items():
+            for metric, value in per_task[task].items():
                 key = (verdict.slice_name(place), task, metric)
                 entry, change = on_card[key], measured.change.get(place, {}).get(task, {}).get(metric)
                 assert entry["value"] == (None if math.isnan(value) else value)
@@ -140,7 +140,7 @@ def test_figures_in_page_and_card_equal_tfmas(output, index):
                     assert entry["change"] == (None if change is None or math.isnan(change) else change)
     assert (index == FIRST) == (not measured.baseline)
     assert len(shown) == len(measured.candidate) * len(TASKS) * 6
-    assert len(on_card) == sum(len(values) for of_tasks in measured.candidate.values() for values in of_tasks.values())
+    assert len(on_card) == sum(len(values) for per_task in measured.candidate.values() for values in per_task.values())
 
 
 def test_curves_rest_on_the_rows_of_tfmas_metrics(output):

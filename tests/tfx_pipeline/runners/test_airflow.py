@@ -106,7 +106,7 @@ def test_the_dag_loads_with_its_defaults(bags):
     assert (dag["retries"], dag["retry_delay"]) == ([2], [300.0])
     assert dag["upstream"]["AtomicPusher"] == ["Evaluator", "ServingValidator", "Trainer"]
     assert "latest_blessed_model" in dag["upstream"]["Evaluator"]
-    assert dag["upstream"]["report"] == ["AtomicPusher", "Baselines"], "all others lie before these"
+    assert dag["upstream"]["report"] == ["AtomicPusher", "LabelStatistics"], "all others lie before these"
     assert len(dag["upstream"]) == 13
 
 
@@ -135,7 +135,7 @@ def test_relative_splits_wait_for_the_date_that_airflow_fills_in(bags):
     assert {node for node, arguments in literal["arguments"].items() if "{{" in str(arguments)} == set()
     waiting = {node for node, arguments in moving["arguments"].items() if "{{" in str(arguments)}
     assert waiting == set(moving["arguments"]) - {"report"}
-    spec_text = moving["arguments"]["Baselines"]["pipeline"]["spec"]
+    spec_text = moving["arguments"]["LabelStatistics"]["pipeline"]["spec"]
     assert DATE in spec_text
     spec = parse_spec(spec_text.replace(DATE, "2022-05-05"))
     assert spec.split.ranges()["train"] == ("2022-04-29", "2022-05-03")
@@ -177,14 +177,14 @@ def test_wrong_settings_of_the_model_fail_the_first_task(tmp_path):
     }
     variables = {}
     for name, model in models.items():
-        changes = {"training": {"recompute": True}} if name == "no blocks" else {}
+        changes = {"training": {"gradient_checkpointing": True}} if name == "no blocks" else {}
         spec = small_problem.write_spec(tmp_path / f"{name}.yaml", model=model, **changes)
         places = {"spec": str(spec), "data": str(tmp_path / "no data"), "output": str(tmp_path / "out")}
         variables[name] = json.dumps(places)
     said = ask(tmp_path / "home", "tests.testing.airflow_worker", "task", json.dumps(variables))
     assert said["unknown"] == ("model.hiden: a setting of `din` is expected. Received: `hiden`. Did you mean `hidden`?")
     assert said["out of range"].startswith("model: ") and "`dropout`" in said["out of range"]
-    assert said["no blocks"].startswith("training.recompute: a model with Transformer blocks is expected.")
+    assert said["no blocks"].startswith("training.gradient_checkpointing: a model with Transformer blocks is expected.")
     assert said["right"].startswith("data.impressions.files"), "the component itself runs, and misses its data"
 
 

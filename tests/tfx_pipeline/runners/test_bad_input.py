@@ -231,7 +231,7 @@ def dropout_out_of_range(place):
 
 def recompute_without_blocks(place):
     place.spec["model"] = {"name": "din"}
-    place.spec["training"]["recompute"] = True
+    place.spec["training"]["gradient_checkpointing"] = True
 
 
 def label_as_feature(place):
@@ -313,7 +313,11 @@ FOUND_AT_ONCE = {
     cycle: ["tasks[0].observed_when", "without a cycle"],
     unknown_model: ["model.name", "onerang", "Did you mean `onerank`?"],
     dropout_out_of_range: ["model.head: ", "`dropout`", "1.5"],
-    recompute_without_blocks: ["training.recompute", "a model whose blocks can be computed again", "Received: `din`"],
+    recompute_without_blocks: [
+        "training.gradient_checkpointing",
+        "a model whose blocks can be computed again",
+        "Received: `din`",
+    ],
     label_as_feature: ["`bought_now`", "the label of task `buy`", "it would leak"],
     output_is_a_file: ["--output", "a folder that can be written"],
     output_below_a_file: ["--output", "a folder that can be written"],

@@ -30,7 +30,7 @@ IMAGE = "images.example/onerank:7"
 ENTRY = ["python", "-m", "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"]
 NODES = {
     *("ImpressionExampleGen", "StatisticsGen", "SpecSchema", "ExampleValidator", "AnomalyGate", "Transform"),
-    *("Trainer", "Evaluator", "Baselines", "ServingValidator", "AtomicPusher"),
+    *("Trainer", "Evaluator", "LabelStatistics", "ServingValidator", "AtomicPusher"),
 }
 RESOLVERS = {"latest_blessed_model-model-blessing-resolver", "latest_blessed_model-model-resolver"}
 MOVING = {"by": "day", "date_format": "YYYYMMDD", "train": [-6, -2], "eval": [-1, -1], "test": [0, 0]}
@@ -113,7 +113,7 @@ def test_parameters_carry_the_spec_and_the_paths(compiled):
         "eval": [20220504, 20220504],
         "test": [20220505, 20220505],
     }
-    assert json.loads(parameters(pipeline, "Baselines")["spec"])["split"] == trained["split"]
+    assert json.loads(parameters(pipeline, "LabelStatistics")["spec"])["split"] == trained["split"]
     assert parameters(pipeline, "ImpressionExampleGen")["input_base"] == "gs://bucket/data"
     assert '"log*.csv"' in parameters(pipeline, "ImpressionExampleGen")["input_config"]
     assert "gs://bucket/onerank/serving/small_problem" in parameters(pipeline, "AtomicPusher")["push_destination"]

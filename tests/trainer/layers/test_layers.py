@@ -35,8 +35,8 @@ from trainer.layers.stacked_dense import StackedDense
 from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
-from trainer.models.onerank.context_tokenizer import ContextTokenizer
 from trainer.models.onerank.cross_task_attention import CrossTaskAttention
+from trainer.models.onerank.history_tokenizer import HistoryTokenizer
 from trainer.models.onerank.matching_scorer import START_FACTOR, MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
@@ -239,14 +239,14 @@ def test_dropout_of_a_block_acts_in_training_only():
 
 
 def test_context_mask_says_where_events_and_their_marks_are():
-    mask = outputs_of(ContextTokenizer(INPUTS, d=D)(EVENTS))[1]
+    mask = outputs_of(HistoryTokenizer(INPUTS, d=D)(EVENTS))[1]
     # the history before the anchor, whatever their order in the spec; BOS and EOS where the anchor holds events
     anchor = [[True, True, True, True, True], [False] * 5, [True, True, False, False, True]]
     np.testing.assert_array_equal(mask, np.concatenate([EVENTS_MASK, anchor], axis=1))
 
 
 def test_context_tokens_are_projections_positions_and_marks():
-    layer = ContextTokenizer(INPUTS, d=D)
+    layer = HistoryTokenizer(INPUTS, d=D)
     layer(EVENTS)
     spread_weights(layer)
     tokens = outputs_of(layer(EVENTS))[0]
@@ -265,7 +265,7 @@ def test_context_tokens_are_projections_positions_and_marks():
 
 
 def test_events_beyond_a_sequences_length_share_the_last_position():
-    layer = ContextTokenizer(INPUTS, d=D)
+    layer = HistoryTokenizer(INPUTS, d=D)
     longer = {**EVENTS, "seen": {"events": np.zeros((B, U + 3, 6), "float32"), "mask": np.ones((B, U + 3), bool)}}
     tokens = outputs_of(layer(longer))[0]
     last = numpy(layer.positions["seen"])[U - 1]
@@ -323,7 +323,7 @@ def test_weights_of_tasks_start_independent_and_of_one_tasks_scale(cls, shapes):
         ),
         (lambda: CandidateTokenizer(-1, D), "`tasks` should not be negative.*`tasks=-1`"),
         (lambda: CandidateTokenizer(K, 0), "`d` should be at least 1.*`d=0`"),
-        (lambda: ContextTokenizer(INPUTS, d=0), "`d` should be at least 1.*`d=0`"),
+        (lambda: HistoryTokenizer(INPUTS, d=0), "`d` should be at least 1.*`d=0`"),
         (lambda: CrossTaskAttention(heads=0), "`heads` and `ffn_ratio` should be at least 1.*`heads=0`"),
         (lambda: CrossTaskAttention(ffn_ratio=0), "at least 1.*`ffn_ratio=0`"),
         (lambda: CrossTaskAttention(heads=3).build((B, K, D)), "`heads` should divide d, since .*`heads=3`, d = 8"),

@@ -145,13 +145,13 @@ def by_hand(logits, labels, mask):
     """InfoNCE in loops."""
     found = np.zeros(K)
     for k in range(K):
-        of_requests = []
+        per_request = []
         for b in range(B):
             there = mask[b, :, k] > 0
             x, y = logits[b, there, k].astype("float64"), labels[b, there, k]
             if 0 < y.sum() < len(y):
-                of_requests.append(np.mean([np.log(np.exp(x).sum()) - x[n] for n in np.flatnonzero(y)]))
-        found[k] = np.mean(of_requests or [0.0])
+                per_request.append(np.mean([np.log(np.exp(x).sum()) - x[n] for n in np.flatnonzero(y)]))
+        found[k] = np.mean(per_request or [0.0])
     return found
 
 
@@ -166,15 +166,15 @@ def with_weights(logits, labels, weights):
     """InfoNCE in loops, float64: others stand in a positive's softmax with their weights, itself at least whole."""
     found = np.zeros(logits.shape[-1])
     for k in range(logits.shape[-1]):
-        of_requests = []
+        per_request = []
         for x, y, w in zip(logits[..., k].astype("float64"), labels[..., k], weights[..., k], strict=True):
             if (w * y).sum() > 0 and (w * (1 - y)).sum() > 0:
                 losses = {}
                 for n in np.flatnonzero(y * w):
                     own = np.where(np.arange(len(x)) == n, np.maximum(w, 1), w)
                     losses[n] = -np.log(np.exp(x[n]) / (own * np.exp(x)).sum())
-                of_requests.append(np.average(list(losses.values()), weights=w[list(losses)]))
-        found[k] = np.mean(of_requests or [0.0])
+                per_request.append(np.average(list(losses.values()), weights=w[list(losses)]))
+        found[k] = np.mean(per_request or [0.0])
     return found
 
 
@@ -228,8 +228,8 @@ def test_infonce_of_whole_weights_is_to_the_last_digit_what_it_was(columns):
         plain = tf.reduce_logsumexp(tf.where(mask > 0, again, -1e9), axis=1, keepdims=True) - again
         positives = tf.reduce_sum(labels * mask, axis=1)
         counts = tf.cast((positives > 0) & (tf.reduce_sum((1 - labels) * mask, axis=1) > 0), "float32")
-        of_request = tf.reduce_sum(tf.where(mask > 0, plain, 0.0) * labels * mask, axis=1) / tf.maximum(positives, 1)
-        expected = tf.reduce_sum(of_request * counts, axis=0) / tf.maximum(tf.reduce_sum(counts, axis=0), 1)
+        per_request = tf.reduce_sum(tf.where(mask > 0, plain, 0.0) * labels * mask, axis=1) / tf.maximum(positives, 1)
+        expected = tf.reduce_sum(per_request * counts, axis=0) / tf.maximum(tf.reduce_sum(counts, axis=0), 1)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_array_equal(tape.gradient(value, given), plain_tape.gradient(expected, again))
 
@@ -238,8 +238,8 @@ def test_infonce_is_softmax_cross_entropy(columns):
     """With all labels there it is the library's: targets are the positives' shares."""
     logits, labels, _ = columns
     labels[:, 0], labels[:, 1] = 1, 0  # both classes in every request
-    of_requests = tf.nn.softmax_cross_entropy_with_logits(labels / labels.sum(1, keepdims=True), logits, axis=1)
-    np.testing.assert_allclose(masked_infonce(logits, labels, np.ones_like(labels)), of_requests.numpy().mean(0), 1e-5)
+    per_request = tf.nn.softmax_cross_entropy_with_logits(labels / labels.sum(1, keepdims=True), logits, axis=1)
+    np.testing.assert_allclose(masked_infonce(logits, labels, np.ones_like(labels)), per_request.numpy().mean(0), 1e-5)
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])

@@ -73,7 +73,7 @@ def test_an_empty_batch_is_one_request_of_zeros():
         assert zeros.ndim == values.ndim and zeros.dtype == values.dtype
 
 
-@pytest.mark.parametrize("stage", ["encode_context", "score_candidates"])
+@pytest.mark.parametrize("stage", ["encode_user", "score_candidates"])
 def test_a_model_without_a_stage_says_so(stage):
     class Unfinished(RankingModel):
         pass

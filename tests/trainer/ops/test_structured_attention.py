@@ -15,7 +15,7 @@ from tests.testing.attention_cases import TOLERANCE, difference, naive, random_c
 from tests.testing.repository import repository
 from trainer.ops import fused, kernels
 from trainer.ops.attention import structured_attention
-from trainer.ops.attention.visibility import CAUSAL, Context, Visibility
+from trainer.ops.attention.attention_pattern import CAUSAL, AttentionPattern, Prefix
 from trainer.ops.kernels import use_kernels
 
 NOT_BUILT = fused.unavailable()
@@ -48,8 +48,8 @@ def test_where_there_is_a_compiler_the_fused_attention_is_built():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_reference_is_a_plain_loop_over_the_intervals(seed):
-    arguments, visibility = random_case(seed)
-    assert difference(run(arguments, visibility, "reference")["out"], naive(arguments, visibility)) < 1e-5
+    arguments, pattern = random_case(seed)
+    assert difference(run(arguments, pattern, "reference")["out"], naive(arguments, pattern)) < 1e-5
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -88,33 +88,33 @@ def test_builds_for_other_processors_agree(build):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_scores_far_apart_neither_overflow_nor_vanish(kernel):
-    arguments, visibility = random_case(0)
+    arguments, pattern = random_case(0)
     arguments["queries"] = arguments["queries"] * 300
-    assert_same(run(arguments, visibility, kernel), run(arguments, visibility, "reference"))
+    assert_same(run(arguments, pattern, kernel), run(arguments, pattern, "reference"))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_padding_is_inert(kernel):
     """Whatever stands in masked tokens, NaN too, reaches nothing: neither results nor gradients."""
-    visibility, mask, there = Visibility("first", 3), np.array([[True] * 6 + [False] * 3]), np.array([[True, False]])
+    pattern, mask, there = AttentionPattern("first", 3), np.array([[True] * 6 + [False] * 3]), np.array([[True, False]])
     arguments = {name: normal(1, 2, 9, 8, seed=n) for n, name in enumerate(("queries", "keys", "values", "grad_out"))}
     arguments |= {f"context_{name}": normal(1, 2, 2, 8, seed=9) for name in ("keys", "values")}
-    arguments |= {"bias": normal(2), "mask": tf.constant(mask), "context_mask": tf.constant(there)}
+    arguments |= {"bias": normal(2), "mask": tf.constant(mask), "prefix_mask": tf.constant(there)}
     other = dict(arguments)
-    for name, kept in {"keys": mask, "values": mask, "context_keys": there, "context_values": there}.items():
+    for name, kept in {"keys": mask, "values": mask, "prefix_keys": there, "prefix_values": there}.items():
         other[name] = tf.where(kept[:, None, :, None], arguments[name], 7.0)
-    expected = run(arguments, visibility, kernel)
-    assert_same(run(other, visibility, kernel), expected)
+    expected = run(arguments, pattern, kernel)
+    assert_same(run(other, pattern, kernel), expected)
     assert not expected["out"][:, :, 6:].any() and not expected["keys"][:, :, 6:].any()
-    assert not expected["context_values"][:, :, 1].any() and expected["context_values"][:, :, 0].any()
+    assert not expected["prefix_values"][:, :, 1].any() and expected["prefix_values"][:, :, 0].any()
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "reference"])
 @pytest.mark.parametrize("seed", range(6))
 def test_no_mask_is_a_mask_of_all(kernel, seed):
-    arguments, visibility = random_case(seed)
+    arguments, pattern = random_case(seed)
     everywhere = arguments | {"mask": tf.ones_like(arguments["mask"])}
-    assert_same(run(arguments | {"mask": None}, visibility, kernel), run(everywhere, visibility, kernel))
+    assert_same(run(arguments | {"mask": None}, pattern, kernel), run(everywhere, pattern, kernel))
 
 
 @needs_fused
@@ -131,14 +131,14 @@ def test_threads_change_nothing():
 def test_no_tensor_of_the_portable_kernel_grows_with_the_square_of_the_list():
     def largest(n):
         spec = tf.TensorSpec([1, 1, 4 * n, 8], tf.float32)
-        context = Context(*[tf.TensorSpec([1, 1, 10, 8], tf.float32)] * 2, tf.TensorSpec([1, 10], tf.bool))
+        prefix = Prefix(*[tf.TensorSpec([1, 1, 10, 8], tf.float32)] * 2, tf.TensorSpec([1, 10], tf.bool))
 
-        @tf.function(input_signature=[spec, context])
-        def step(tokens, context):
+        @tf.function(input_signature=[spec, prefix])
+        def step(tokens, prefix):
             with use_kernels("portable"), tf.GradientTape() as tape:
                 tape.watch(tokens)
                 out = structured_attention.structured_attention(
-                    tokens, tokens, tokens, Visibility("first", 4), context=context
+                    tokens, tokens, tokens, AttentionPattern("first", 4), prefix=prefix
                 )
             return out, tape.gradient(out, tokens)
 
@@ -228,9 +228,9 @@ def test_xla_compiles_a_training_step_that_asks_for_the_fused_kernel():
 
 
 def arguments(**changes):
-    tokens, context = normal(2, 3, 6, 8), normal(2, 3, 4, 8)
+    tokens, prefix = normal(2, 3, 6, 8), normal(2, 3, 4, 8)
     made = {"queries": tokens, "keys": tokens, "values": tokens, "mask": tf.ones((2, 6), tf.bool)}
-    made |= {"context_keys": context, "context_values": context, "context_mask": tf.ones((2, 4), tf.bool)}
+    made |= {"prefix_keys": prefix, "prefix_values": prefix, "prefix_mask": tf.ones((2, 4), tf.bool)}
     return {**made, "bias": tf.zeros(3), "reads": "before", "group_size": 0, **changes}
 
 
@@ -243,9 +243,9 @@ WRONG = {
     "values-length": ("values", {"values": normal(2, 3, 5, 8)}),
     "mask-length": ("mask", {"mask": tf.ones((2, 5), tf.bool)}),
     "mask-rank": ("mask", {"mask": tf.ones((2, 6, 6), tf.bool)}),
-    "context_keys-depth": ("context_keys", {"context_keys": normal(2, 3, 4, 7)}),
-    "context_values-batch": ("context_values", {"context_values": normal(1, 3, 4, 8)}),
-    "context_mask": ("context_mask", {"context_mask": tf.ones((2, 3), tf.bool)}),
+    "prefix_keys-depth": ("prefix_keys", {"prefix_keys": normal(2, 3, 4, 7)}),
+    "prefix_values-batch": ("prefix_values", {"prefix_values": normal(1, 3, 4, 8)}),
+    "prefix_mask": ("prefix_mask", {"prefix_mask": tf.ones((2, 3), tf.bool)}),
     "bias": ("bias", {"bias": tf.zeros(4)}),
     "group_size-negative": ("group_size", {"group_size": -2}),
     "group_size-uneven": ("group_size", {"group_size": 4}),
@@ -257,7 +257,7 @@ WRONG = {
 def test_the_operation_names_what_is_wrong(name, changes):
     wrong = arguments(**changes)
     if name == "queries" and wrong["queries"].shape[-1:] == [0]:
-        wrong |= {part: normal(2, 3, 4, 0) for part in ("context_keys", "context_values")}
+        wrong |= {part: normal(2, 3, 4, 0) for part in ("prefix_keys", "prefix_values")}
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` should"):
         fused._library().one_rank_attention(**wrong)
 
@@ -273,17 +273,17 @@ def test_the_gradients_operation_names_what_is_wrong():
 @needs_fused
 def test_wrong_dtypes_and_a_traced_graphs_shapes_are_named_too():
     tokens, mask = normal(2, 3, 6, 8), tf.ones((2, 6), tf.bool)
-    context = Context(tokens, tokens, mask)
+    prefix = Prefix(tokens, tokens, mask)
 
-    def call(queries=tokens, keys=tokens, mask=mask, context=context):
-        return fused.fused_attention(queries, keys, tokens, CAUSAL, mask, context, tf.zeros(3))
+    def call(queries=tokens, keys=tokens, mask=mask, prefix=prefix):
+        return fused.fused_attention(queries, keys, tokens, CAUSAL, mask, prefix, tf.zeros(3))
 
     for name, wrong in {
         "queries": {"queries": tf.cast(tokens, tf.float64)},
         "keys": {"keys": tf.cast(tokens, tf.bfloat16)},
         "mask": {"mask": tf.ones((2, 6))},
-        "context.mask": {"context": context._replace(mask=tf.ones((2, 6)))},
-        "context.values": {"context": context._replace(values=tf.cast(tokens, tf.float16))},
+        "prefix.mask": {"prefix": prefix._replace(mask=tf.ones((2, 6)))},
+        "prefix.values": {"prefix": prefix._replace(values=tf.cast(tokens, tf.float16))},
     }.items():
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` should"):
             call(**wrong)
@@ -294,8 +294,8 @@ def test_wrong_dtypes_and_a_traced_graphs_shapes_are_named_too():
 def test_visibility_and_bias_say_what_they_expect():
     tokens = normal(1, 2, 4, 8)
     with pytest.raises(ValueError, match="`reads` should be one of first, before, all"):
-        Visibility("behind")
+        AttentionPattern("behind")
     with pytest.raises(ValueError, match="`group_size` should be at least 1"):
-        Visibility("first", -1)
+        AttentionPattern("first", -1)
     with pytest.raises(ValueError, match='`bias` is for reads="first"'):
         structured_attention.structured_attention(tokens, tokens, tokens, bias=np.zeros(2))

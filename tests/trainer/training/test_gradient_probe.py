@@ -71,7 +71,7 @@ def gradients_by_hand(model, batch, targets):
     """By group, a flat gradient a task."""
     embedded = model.embedding.tables["item"].embeddings.numpy().astype("float64")
     shift, kernel = model.shift.numpy().astype("float64"), model.kernel.numpy().astype("float64")
-    items, labels, mask = batch["candidates"]["item"], targets["labels"], targets["mask"]
+    items, labels, mask = batch["candidates"]["item"], targets["labels"], targets["weights"]
     x = embedded[items] + shift
     probabilities = 1 / (1 + np.exp(-(x @ kernel)))
     of_logits = (

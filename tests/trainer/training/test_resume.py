@@ -16,8 +16,8 @@ from tests.testing.repository import repository
 from tests.testing.trainings import rewritten, same_weights, weights_of, with_model, with_training
 from trainer.training import trainer
 from trainer.training.checkpoints import TrainingCheckpoints
-from trainer.training.course import Course
 from trainer.training.trainer import Trained, train
+from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError
 from transform.spec.model_sections import EarlyStopping, Loss, Model, Optimizer
 
@@ -190,14 +190,14 @@ def test_what_a_checkpoint_holds_is_needed(job, left_alone, killed, tmp_path, mo
 
 def test_best_weights_without_a_checkpoint_are_forgotten(tmp_path):
     """The training was killed between the two, and begins anew."""
-    course, best = Course(["share"], None), tmp_path / "run" / "best.weights.h5"
-    checkpoints = TrainingCheckpoints(str(tmp_path / "checkpoints"), [], course, str(best))
+    training_state, best = TrainingState(["share"], None), tmp_path / "run" / "best.weights.h5"
+    checkpoints = TrainingCheckpoints(str(tmp_path / "checkpoints"), [], training_state, str(best))
     for path in (best, tmp_path / "checkpoints" / "best-0.weights.h5"):
         path.parent.mkdir()
         path.write_text("stale")
     assert not checkpoints.restore()
     best.write_text("new")
-    course.best_epoch = 0
+    training_state.best_epoch = 0
     checkpoints.save()
     assert (tmp_path / "checkpoints" / "best-0.weights.h5").read_text() == "new"
 

@@ -119,10 +119,10 @@ def test_without_early_stopping_the_last_epoch_is_the_best(trained, run_dir):
 def test_the_run_leaves_logs_checkpoints_and_its_course(small, trained, run_dir):
     assert sorted(os.listdir(run_dir)) == ["checkpoints", "gradients.json", "logs", "training.json"]
     assert sorted(os.listdir(run_dir / "checkpoints")) == ["best.weights.h5", "last.weights.h5"]
-    course = json.loads((run_dir / "training.json").read_text())
-    assert course == {"best_epoch": trained.best_epoch, "epochs": trained.epochs}
-    assert [epoch["epoch"] for epoch in course["epochs"]] == list(range(EPOCHS[run_dir.name]))
-    for epoch in course["epochs"]:
+    training_state = json.loads((run_dir / "training.json").read_text())
+    assert training_state == {"best_epoch": trained.best_epoch, "epochs": trained.epochs}
+    assert [epoch["epoch"] for epoch in training_state["epochs"]] == list(range(EPOCHS[run_dir.name]))
+    for epoch in training_state["epochs"]:
         assert {task: set(values) for task, values in epoch["eval"].items()} == {
             task: set(EPOCH_METRICS) for task in small.spec.task_names
         }
@@ -174,7 +174,7 @@ def test_a_model_without_features_predicts_the_base_rates(small, few, tmp_path, 
     for task, rows in predict(spec, trained.model, small.transformed["eval"]).items():
         labels, masks = (
             np.concatenate([values[key(task)] for values in lists])
-            for key in (request_example.label_key, request_example.mask_key)
+            for key in (request_example.label_key, request_example.weight_key)
         )
         positives, observed = (labels * masks).sum(), masks.sum()
         rate = (positives + 1) / (observed + 2)
@@ -389,12 +389,12 @@ def test_predictions_are_of_observed_candidates_only(small, trained):
         for record in tf.data.TFRecordDataset(sorted(files), "GZIP"):
             values = request_example.decode(record.numpy())
             (request,) = values[request_example.REQUEST_ID]
-            observed = np.array(values[request_example.mask_key(task)]) > 0
+            observed = np.array(values[request_example.weight_key(task)]) > 0
             labels.extend(np.array(values[request_example.label_key(task)])[observed])
             groups.extend([request] * observed.sum())
         for batch, targets in request_batches(spec, files, 50):
             probabilities = tf.sigmoid(trained.model(batch, training=False)).numpy()[..., k]
-            scores.extend(probabilities[targets["mask"].numpy()[..., k] > 0])
+            scores.extend(probabilities[targets["weights"].numpy()[..., k] > 0])
         assert 0 < len(labels) == len(rows[task])
         np.testing.assert_array_equal(rows[task].labels, labels)
         names = dict.fromkeys(groups)  # in the order in which they come

@@ -14,9 +14,9 @@ from trainer.models.registry import build_model
 from trainer.ops.kernels import use_kernels
 from trainer.training import check_settings as check_settings_module
 from trainer.training import epoch, trainer
-from trainer.training.course import Course
-from trainer.training.precision import computing_in
+from trainer.training.precision import autocast
 from trainer.training.trainer import Optimizers, make_train_step, train
+from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError, SpecError
 from transform.features.batching import request_batches
 from transform.features.padding import bucket_sizes, count_buckets
@@ -57,7 +57,7 @@ class Job:
         @tf.function
         def measure(batch, targets):
             with tf.GradientTape() as tape:
-                losses = self.loss_fn(self.model(batch, training=True), targets["labels"], targets["mask"])
+                losses = self.loss_fn(self.model(batch, training=True), targets["labels"], targets["weights"])
                 loss = tf.reduce_sum(losses) + self.settings.embedding_l2 * self.model.embedding.penalty(batch)
             gradients = tape.gradient(loss, [variable.value for variable in self.optimizers.variables])
             return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -89,7 +89,7 @@ def plain(small):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"recompute": True}, {"jit_compile": True, "recompute": True}],
+    [{"gradient_checkpointing": True}, {"jit_compile": True, "gradient_checkpointing": True}],
     ids=lambda settings: "+".join(settings),
 )
 def test_the_settings_change_no_loss(small, plain, settings):
@@ -110,7 +110,7 @@ def test_a_graph_changes_no_loss(small, plain):
     assert_close(eager, plain[:3], 1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"jit_compile": True, "recompute": True}], ids=["alone", "all"])
+@pytest.mark.parametrize("settings", [{}, {"jit_compile": True, "gradient_checkpointing": True}], ids=["alone", "all"])
 def test_losses_in_bfloat16_are_near(small, plain, settings):
     mixed = Job(small, precision=MIXED, **settings).losses()
     assert_close(mixed, plain, 0.05)
@@ -121,7 +121,7 @@ def test_losses_in_bfloat16_are_near(small, plain, settings):
 
 
 def test_xla_compiles_the_step_that_trains(small, few, tmp_path, monkeypatch, caplog):
-    """The step that `train` calls, on the batches that it is called with; and the course is that without XLA."""
+    """The step that `train` calls, on the batches that it is called with; and the records are those without XLA."""
     made, batches = [], []
 
     def recorded(*arguments, make=trainer.make_train_step):
@@ -223,7 +223,10 @@ def test_padded_batches_have_few_shapes_and_hold_what_the_others_hold(small):
 
 def test_recomputed_blocks_have_the_gradients_and_the_dropout_of_kept_ones(small, few):
     """Twice: the random states move on as far."""
-    kept, recomputed = (Job(small, DROPPING, few, recompute=recompute) for recompute in (False, True))
+    kept, recomputed = (
+        Job(small, DROPPING, few, gradient_checkpointing=gradient_checkpointing)
+        for gradient_checkpointing in (False, True)
+    )
     ((batch, targets),) = request_batches(kept.spec, few, 40)
     first, second = ([job.gradients(batch, targets) for job in (kept, recomputed)] for _ in range(2))
     for of_kept, of_recomputed in (first, second):
@@ -235,7 +238,10 @@ def test_recomputed_blocks_have_the_gradients_and_the_dropout_of_kept_ones(small
 def test_recomputing_keeps_no_activation_of_a_block(small):
     """The block's forward pass stands in the step twice."""
     with use_kernels("portable"):
-        plain, recomputing = (count_softmax(Job(small, recompute=recompute)) for recompute in (False, True))
+        plain, recomputing = (
+            count_softmax(Job(small, gradient_checkpointing=gradient_checkpointing))
+            for gradient_checkpointing in (False, True)
+        )
     assert recomputing == plain + 2, "the only block's: of the context, and of the task tokens before candidates"
 
 
@@ -244,8 +250,11 @@ def count_softmax(job):
 
 
 def test_recomputing_wants_blocks(small, few, tmp_path):
-    spec = with_training(with_model(small.spec, DIN), recompute=True)
-    with pytest.raises(SpecError, match=r"training\.recompute: a model with Transformer blocks .* Received: `din`"):
+    spec = with_training(with_model(small.spec, DIN), gradient_checkpointing=True)
+    with pytest.raises(
+        SpecError,
+        match="a model whose blocks can be computed again is expected. Received: `din`",
+    ):
         train(spec, small.inputs(), few, few, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -283,7 +292,7 @@ def test_of_tables_rows_are_read_alone(small, precision):
 
 def test_a_precision_ends_with_its_block(small):
     model = build_model(DIN, small.inputs())
-    with pytest.raises(RuntimeError), computing_in(model, MIXED):
+    with pytest.raises(RuntimeError), autocast(model, MIXED):
         assert {layer.compute_dtype for layer in model._flatten_layers()} == {"bfloat16"}
         raise RuntimeError
     assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
@@ -312,7 +321,7 @@ def test_with_all_settings_a_training_goes_on_exactly(small, few, tmp_path, monk
         batch_requests=16,
         checkpoint_every=2,
         early_stopping=EarlyStopping(task="buy", patience=2),
-        **{"precision": MIXED, "jit_compile": True, "recompute": True},
+        **{"precision": MIXED, "jit_compile": True, "gradient_checkpointing": True},
     )
     job = (spec, small.inputs(), few, small.transformed["eval"])
     alone = train(*job, str(tmp_path / "alone"))
@@ -322,7 +331,7 @@ def test_with_all_settings_a_training_goes_on_exactly(small, few, tmp_path, monk
     resumed = train(*job, str(tmp_path / "second"), str(tmp_path / "checkpoints"))
     assert same_weights(weights_of(resumed.model), weights_of(alone.model))
     assert resumed.epochs == alone.epochs
-    assert not resumed.model.recompute, "it is no part of the model"
+    assert not resumed.model.gradient_checkpointing, "it is no part of the model"
 
 
 # === The loop ===
@@ -332,18 +341,18 @@ def run_epoch(losses, steps, batches=None, **settings):
     """An epoch of steps with given losses."""
     given = iter(losses)
     batches = tf.data.Dataset.range(steps) if batches is None else batches
-    course = Course(["buy"], None)
+    training_state = TrainingState(["buy"], None)
     epoch.run_epoch(
         Training(**settings),
         tf.data.Dataset.zip((batches, batches)),
         lambda *_: (tf.constant(next(given)), tf.constant([0.5])),
         NoProbe(),
         steps,
-        course,
+        training_state,
         None,
         set(),
     )
-    return course
+    return training_state
 
 
 class NoProbe:
@@ -352,9 +361,9 @@ class NoProbe:
 
 
 def test_losses_are_read_in_their_order():
-    course = run_epoch([float(n) for n in range(23)], 23)
-    assert course.losses == [[0, 0.0, 0.5], [10, 10.0, 0.5], [20, 20.0, 0.5]]
-    assert (course.step, course.loss) == (23, sum(range(23)))
+    training_state = run_epoch([float(n) for n in range(23)], 23)
+    assert training_state.losses == [[0, 0.0, 0.5], [10, 10.0, 0.5], [20, 20.0, 0.5]]
+    assert (training_state.step, training_state.loss) == (23, sum(range(23)))
 
 
 def test_the_first_loss_that_is_not_finite_is_named():
@@ -369,10 +378,10 @@ def test_batches_come_in_their_order_with_their_errors_and_can_be_left():
 
     came = []
     with pytest.raises(OSError, match="gone"):
-        for number in epoch.Waiting().over(failing()):
+        for number in epoch.PrefetchTimer().over(failing()):
             came.append(number)
     assert came == [0, 1, 2]
-    for number in epoch.Waiting().over(itertools.count()):
+    for number in epoch.PrefetchTimer().over(itertools.count()):
         if number == 5:
             break
     assert number == 5

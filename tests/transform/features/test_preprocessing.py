@@ -57,7 +57,7 @@ def request(n, u=0, **values):
     blank.update({key: [NAN if key in FLOATS else ""] * u for key in SEEN})
     blank.update(tags=[], tags_length=[0] * n, loved_part_of=[], candidate_count=[n])
     for task in SPEC.task_names:
-        blank.update({request_example.label_key(task): [0.0] * n, request_example.mask_key(task): [1.0] * n})
+        blank.update({request_example.label_key(task): [0.0] * n, request_example.weight_key(task): [1.0] * n})
     return {**blank, **values}
 
 
@@ -247,7 +247,7 @@ def test_feedback_is_unknown_no_or_yes(transform):
 def test_labels_masks_and_counts_pass_as_they_are(transform):
     values = request(3, label_click=[0.0, 1.0, 0.0], label_like=[1.0, 0.0, 0.0], mask_like=[1.0, 0.0, 0.0])
     (found,) = transformed(transform, [values])
-    for key in ("label_click", "label_like", "mask_click", "mask_like", "candidate_count"):
+    for key in ("label_click", "label_like", "weight_click", "weight_like", "candidate_count"):
         assert found[key] == values[key]
 
 
@@ -358,7 +358,7 @@ def of_times_and_hashes(tmp_path_factory):
         "seen_iid": ["i9", "i7"],
         "seen_at": [moment(there[1]), -1],
         "label_click": [0.0] * 4,
-        "mask_click": [1.0] * 4,
+        "weight_click": [1.0] * 4,
     }
     transform = analysed(spec, [values], tmp_path_factory.mktemp("times"))
     return spec, transform, transformed(transform, [values], spec)[0]
@@ -476,9 +476,11 @@ def test_targets_are_zero_where_nothing_is_observed(written):
         np.testing.assert_array_equal(
             targets["labels"][:, :, place], padded([v[f"label_{task}"] for v in lists], widest)
         )
-        np.testing.assert_array_equal(targets["mask"][:, :, place], padded([v[f"mask_{task}"] for v in lists], widest))
+        np.testing.assert_array_equal(
+            targets["weights"][:, :, place], padded([v[f"weight_{task}"] for v in lists], widest)
+        )
     assert targets["labels"].shape == (20, widest, 2) and targets["labels"].dtype == tf.float32
-    assert not np.any(targets["mask"].numpy()[~batch["candidates"]["mask"].numpy()])
+    assert not np.any(targets["weights"].numpy()[~batch["candidates"]["mask"].numpy()])
 
 
 @pytest.mark.parametrize("tasks", [("like",), ("like", "click")])

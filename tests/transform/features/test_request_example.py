@@ -85,7 +85,7 @@ def test_schema_lists_every_key_of_an_example(requests):
     [
         ({}, None),
         ({"label_like": [2.0]}, "label_like"),
-        ({"mask_click": [-1.0]}, "mask_click"),
+        ({"weight_click": [-1.0]}, "weight_click"),
         ({"candidate_count": [0]}, "candidate_count"),
         ({"age": [30.0, 31.0]}, "age"),
         ({"request_id": []}, "request_id"),

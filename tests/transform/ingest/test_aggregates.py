@@ -1,4 +1,4 @@
-"""Counting features: point in time, to the last label, and the same in the exported table."""
+"""Aggregate features: point in time, to the last label, and the same in the exported table."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def _days(milliseconds):
 def compare_with_pandas(spec, requests, events):
     first = events[~events["past"]].groupby(["user_id", "date"])["time_ms"].min().astype("int64")
     days = {key: _days(pd.Series([time]))[0] for key, time in zip(requests, first.loc[_ids(requests)], strict=True)}
-    features = spec.counting_features()
+    features = spec.aggregate_features()
     for key, task in dict.fromkeys((feature.key, feature.task) for feature in features):
         rows = []
         for name, request in requests.items():
@@ -151,7 +151,7 @@ def _ids(requests):
 
 def test_every_key_task_and_window_is_what_pandas_counts(real):
     spec, _, requests, events = real
-    assert len(spec.counting_features()) == 5 * 3 * 3 * 2 + 2
+    assert len(spec.aggregate_features()) == 5 * 3 * 3 * 2 + 2
     compare_with_pandas(spec, requests, events)
 
 
@@ -173,7 +173,7 @@ def test_the_exported_table_is_what_requests_of_the_day_have(real, tmp_path):
     ]
     assert len(of_day) > 300
     unseen = 0
-    for key in counter.Counting(spec).keys:
+    for key in counter.AggregateColumns(spec).keys:
         table = pd.read_parquet(tmp_path / "table" / f"{'-'.join(key.parts)}.parquet")
         names = [feature.name for feature in key.features]
         assert list(table) == [*key.parts, *names]
@@ -238,7 +238,7 @@ def labels_turned(day, after_hour=-1.0):
 def features_of_day(spec, folder, log, day):
     folder.mkdir()
     return {
-        key: {feature.name: values[feature.name] for feature in spec.counting_features()}
+        key: {feature.name: values[feature.name] for feature in spec.aggregate_features()}
         for key, values in features_by_request(spec, write_files(folder, log)).items()
         if key.endswith(f"|{day}")
     }
@@ -429,10 +429,10 @@ def test_tasks_that_the_past_can_not_know_to_be_observed_do_not_count(tmp_path):
 # === Preprocessing ===
 
 
-def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting):
+def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_aggregates):
     """`share` is not known before the second day: the rates of the first are missing."""
-    spec, name = small_counting.spec, "user_brand_share_all"
-    records = tf.data.TFRecordDataset(small_counting.raw["train"], "GZIP")
+    spec, name = small_aggregates.spec, "user_brand_share_all"
+    records = tf.data.TFRecordDataset(small_aggregates.raw["train"], "GZIP")
     train = [request_example.decode(record.numpy()) for record in records]
     rates, numbers = (
         np.concatenate([request[f"{name}_{statistic}"] for request in train]) for statistic in ("rate", "count")
@@ -441,7 +441,7 @@ def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting)
     assert 0 < there.sum() < len(rates)
     request = next(request for request in train if request["candidate_count"] == [4])
     request = {**request, f"{name}_rate": [NAN, 0.0, 0.5, 1.0], f"{name}_count": [0.0, 1.0, 2.0, 3.0]}
-    (found,) = transformed(small_counting.transform_output, [request], spec)
+    (found,) = transformed(small_aggregates.transform_output, [request], spec)
     odds = np.log(rates[there] / (1 - rates[there]))
     expected = (np.array([math.log(1e-6), 0.0, -math.log(1e-6)]) - odds.mean()) / odds.std()
     np.testing.assert_allclose(found[f"{name}_rate"], [0.0, *expected], rtol=1e-4)
@@ -449,7 +449,7 @@ def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting)
     np.testing.assert_allclose(found[f"{name}_count"], (np.log1p([0, 1, 2, 3]) - logs.mean()) / logs.std(), rtol=1e-4)
     buckets = found[f"{name}_rate_bucket"]
     assert buckets[:2] == [0, 1] and buckets[3] == 4
-    sizes = small_counting.inputs().rows
+    sizes = small_aggregates.inputs().rows
     assert (sizes["item_buy_2d_rate.bucket"], sizes[f"{name}_rate.bucket"]) == (11, 5)
 
 
@@ -457,14 +457,14 @@ def test_rates_become_log_odds_and_buckets_and_counts_logarithms(small_counting)
 def test_features_that_no_training_request_has_are_finite(tmp_path):
     """As where all training data are of one day."""
     spec = counting_spec(**{"features.context": [], "features.candidate": [{"name": "item", "type": "categorical"}]})
-    names = [feature.name for feature in spec.counting_features()]
+    names = [feature.name for feature in spec.aggregate_features()]
     requests = [
         {
             **{"request_id": [f"r{n}"], "candidate_count": [1], "country": ["at"], "age": [1.0], "item": ["a"]},
             **{
                 key(task): [1.0]
                 for task in spec.task_names
-                for key in (request_example.label_key, request_example.mask_key)
+                for key in (request_example.label_key, request_example.weight_key)
             },
             **{name: [NAN if name.endswith("_rate") else 0.0] for name in names},
         }
@@ -477,10 +477,10 @@ def test_features_that_no_training_request_has_are_finite(tmp_path):
         assert all(0 <= values[f"{name}_bucket"][0] <= 10 for name in names)
 
 
-def test_every_bucket_has_its_share(small_counting):
+def test_every_bucket_has_its_share(small_aggregates):
     tensors = [
         tf.io.parse_example(record, {"item_buy_2d_rate_bucket": tf.io.VarLenFeature(tf.int64)})
-        for record in tf.data.TFRecordDataset(small_counting.transformed["train"], "GZIP")
+        for record in tf.data.TFRecordDataset(small_aggregates.transformed["train"], "GZIP")
     ]
     buckets = np.concatenate([tensor["item_buy_2d_rate_bucket"].values.numpy() for tensor in tensors])
     shares = np.bincount(buckets, minlength=11)[1:] / (buckets > 0).sum()
@@ -510,7 +510,7 @@ def test_from_the_shell_a_table_a_key_with_a_row_for_the_unseen(toy, tmp_path, c
     assert json.loads((tmp_path / "table" / "aggregates.json").read_text())["as_of"] == "2022-04-27"
     table = pd.read_parquet(tmp_path / "table" / "item.parquet").set_index("item")
     spec = load_spec(toy[0])
-    assert list(table) == [feature.name for feature in spec.counting_features()]
+    assert list(table) == [feature.name for feature in spec.aggregate_features()]
     assert table.loc["a", "item_click_all_count"] == 3
     assert table.loc["a", "item_click_all_rate"] == pytest.approx(rate(2, 3, 2, 4))
     assert table.loc["b", "item_click_1d_count"] == 0
@@ -544,7 +544,7 @@ def test_requests_take_a_table_s_values_whatever_their_day(toy, tmp_path):
         values = request_example.decode(record)
         found[values["request_id"][0]] = values
     counted = features_by_request(spec, toy[1])
-    for feature in spec.counting_features():
+    for feature in spec.aggregate_features():
         assert found["u1|3"][feature.name] == counted["u1|3"][feature.name]
         assert found["u1|4"][feature.name] == counted["u1|3"][feature.name][:1]
     assert seen["requests_of_other_days_than_the_table"] == len(found) - 2
@@ -598,14 +598,14 @@ def test_a_folder_that_is_there_is_kept(toy, tmp_path, capsys):
 def test_a_table_of_other_features_is_refused(toy, tmp_path):
     assert exported(toy, tmp_path / "table") == 0
     other = toy_spec({"aggregates": [BLOCK]})
-    with pytest.raises(DataError, match="a table of the model's own counting features"):
+    with pytest.raises(DataError, match="a table of the model's own aggregate features"):
         RequestExamples(other, str(toy[1]), table=str(tmp_path / "table"))
     with pytest.raises(DataError, match="holds no aggregates.json"):
         RequestExamples(other, str(toy[1]), table=str(tmp_path))
 
 
 def test_a_table_for_a_model_without_counting_features_is_refused(toy, tmp_path):
-    with pytest.raises(DataError, match="a model with counting features is expected"):
+    with pytest.raises(DataError, match="a model with aggregate features is expected"):
         RequestExamples(toy_spec(), str(toy[1]), table=str(tmp_path))
 
 
@@ -620,4 +620,4 @@ def test_days_are_those_of_the_calendar():
     spec = counting_spec({**BLOCK, "timezone": "America/New_York"})
     for moment in (START, START + 5 * 3_600_000, 0, -1):
         local = datetime.fromtimestamp(moment / 1000, timezone.utc).astimezone(ZoneInfo("America/New_York"))
-        assert counter.Counting(spec).day(moment, "here") == local.toordinal()
+        assert counter.AggregateColumns(spec).day(moment, "here") == local.toordinal()

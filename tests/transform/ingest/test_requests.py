@@ -347,9 +347,9 @@ def test_labels_that_are_missing_or_unobserved_are_masked(tmp_path):
     ]
     write_files(tmp_path, [*log, impression("g", 50, day=2)])
     first = requests_by_id(toy_spec(OBSERVED), tmp_path)["u1|1"]
-    assert first["label_click"] == [1, 1, 0, 0, 1, 1] and first["mask_click"] == [1, 1, 1, 0, 1, 1]
-    assert first["label_like"] == [1, 0, 0, 0, 0, 1] and first["mask_like"] == [1, 1, 0, 0, 0, 1]
-    assert first["label_share"] == [1, 0, 0, 0, 0, 0] and first["mask_share"] == [1, 0, 0, 0, 0, 0]
+    assert first["label_click"] == [1, 1, 0, 0, 1, 1] and first["weight_click"] == [1, 1, 1, 0, 1, 1]
+    assert first["label_like"] == [1, 0, 0, 0, 0, 1] and first["weight_like"] == [1, 1, 0, 0, 0, 1]
+    assert first["label_share"] == [1, 0, 0, 0, 0, 0] and first["weight_share"] == [1, 0, 0, 0, 0, 0]
     spec = toy_spec({**OBSERVED, "sequences.0.feedback": ["share"], "sequences.0.length": 9})
     later = requests_by_id(spec, tmp_path)["u1|2"]
     assert later["seen_share"] == [1, None, None, None, None, None]
@@ -365,9 +365,9 @@ def test_masks_are_the_weights_of_what_is_observed(tmp_path):
     spec = toy_spec({"request.weight": "weight", "tasks.1.observed_when": "click"})
     values = requests_by_id(spec, write_files(tmp_path, log))["u1|1"]
     assert values["label_click"] == [1.0, 0.0, 0.0]
-    assert values["mask_click"] == [2.5, 0.0, 0.0]
-    assert values["mask_like"] == [2.5, 0.0, 0.0]
-    assert values["mask_share"] == [2.5, 0.0, 1.0]
+    assert values["weight_click"] == [2.5, 0.0, 0.0]
+    assert values["weight_like"] == [2.5, 0.0, 0.0]
+    assert values["weight_share"] == [2.5, 0.0, 1.0]
 
 
 def test_weights_are_read_of_a_log_that_has_them(tmp_path):
@@ -376,7 +376,7 @@ def test_weights_are_read_of_a_log_that_has_them(tmp_path):
         RequestExamples(toy_spec({"request.weight": "weight"}), str(tmp_path))
     write_csv(tmp_path / "log.csv", [{"user": "u1", "day": 1, "time": 1, "item": "a", "device": "tv", "bid": "1"}])
     ((_, values),) = plain_requests(toy_spec({"request.weight": "weight"}), tmp_path, for_scoring=True)[0]
-    assert values["mask_click"] == [0.0]
+    assert values["weight_click"] == [0.0]
 
 
 def test_observation_follows_the_whole_chain(tmp_path):
@@ -384,7 +384,7 @@ def test_observation_follows_the_whole_chain(tmp_path):
     log = [impression("a", 1, clicked="0", liked="1", shared="1")]
     spec = toy_spec({"tasks.1.observed_when": "click", "tasks.2.observed_when": "like"})
     values = requests_by_id(spec, write_files(tmp_path, log))["u1|1"]
-    assert [values[f"mask_{task}"] for task in spec.task_names] == [[1.0], [0.0], [0.0]]
+    assert [values[f"weight_{task}"] for task in spec.task_names] == [[1.0], [0.0], [0.0]]
 
 
 def test_request_features_should_be_constant(tmp_path):
@@ -454,14 +454,14 @@ def test_scoring_needs_neither_labels_nor_splits(tmp_path):
     assert [(split, values["request_id"]) for split, values in requests] == [("all", ["u1|77"]), ("all", ["u1|78"])]
     later = requests[1][1]
     assert (later["seen_item"], later["seen_click"], later["loved_item"]) == (["a"], [None], [])
-    assert (later["label_click"], later["mask_click"]) == ([0.0], [0.0])
+    assert (later["label_click"], later["weight_click"]) == ([0.0], [0.0])
     assert counts["impressions_outside_splits"] == 0
 
 
 def test_scoring_uses_labels_that_are_there(tmp_path):
     write_files(tmp_path, [impression("a", 1, liked="1"), impression("b", 2, day=9)])
     values = requests_by_id(toy_spec(), tmp_path, for_scoring=True)["u1|9"]
-    assert (values["seen_like"], values["loved_item"], values["mask_like"]) == ([1.0], ["a"], [1.0])
+    assert (values["seen_like"], values["loved_item"], values["weight_like"]) == ([1.0], ["a"], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -712,7 +712,7 @@ def test_beam_accepts_equal_rows_and_scores_a_log_without_labels(tmp_path):
     found, counts = beam_requests(toy_spec(), tmp_path, for_scoring=True)
     (request,) = found["all"]
     values = comparable(request_example.decode(request))
-    assert (values["country"], values["price"], values["mask_like"]) == (["at"], [0.0], [0.0])
+    assert (values["country"], values["price"], values["weight_like"]) == (["at"], [0.0], [0.0])
     assert counts["all_requests"] == 1
 
 

@@ -428,7 +428,7 @@ BROKEN = {
         {"evaluation": {"slices": [["tags"]]}},
         ["evaluation.slices[0]", "Received: `tags`", "a categorical or numeric feature"],
     ),
-    # --- Counting features
+    # --- Aggregate features
     "aggregates without tasks": (
         {"aggregates": [{"keys": [["item"]], "windows": ["1d"]}]},
         ["aggregates[0].tasks: a value is expected", "Add the key `tasks`"],
@@ -506,7 +506,7 @@ BROKEN = {
         {"aggregates": [AGGREGATE, {**AGGREGATE, "smoothing": 5}]},
         ["aggregates[1].name: names unique", "`item_click_1d_rate`, also aggregates[0]"],
     ),
-    "feature named as a counting feature": (
+    "feature named as an aggregate feature": (
         {"aggregates": [AGGREGATE], "features.user.0.name": "item_click_1d_count_bucket"},
         ["aggregates[0].name: names unique", "also features.user[0]"],
     ),

@@ -71,29 +71,29 @@ class DIN(HeadedModel):
 
     # === Stages ===
 
-    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+    def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The user's embedding [B, D], and `<sequence>_events` [B, U, d] with `<sequence>_mask` [B, U]."""
-        cache = {"user": self.embedding(user, group="user")}
+        user_state = {"user": self.embedding(user, group="user")}
         for name in self.inputs_spec.sequence_names:
             events = {key: value for key, value in sequences[name].items() if key != "mask"}
-            cache[f"{name}_events"] = self.event_projections[name](self.embedding(events, group=name))
-            cache[f"{name}_mask"] = sequences[name]["mask"]
-        return cache
+            user_state[f"{name}_events"] = self.event_projections[name](self.embedding(events, group=name))
+            user_state[f"{name}_mask"] = sequences[name]["mask"]
+        return user_state
 
     def candidate_vectors(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
         """The concatenated vectors [B, N, D] of candidate, user, context, and per sequence query and interest."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
         vectors = [self.embedding(features, group="candidate")]
         n = ops.shape(candidates["mask"])[1]
-        request = [cache["user"]] + ([self.embedding(context, group="context")] if context else [])
+        request = [user_state["user"]] + ([self.embedding(context, group="context")] if context else [])
         vectors += [ops.repeat(ops.expand_dims(vector, 1), n, axis=1) for vector in request]
         for name in self.inputs_spec.sequence_names:
             columns = self.item_columns[name]
             item = {column: features[column] for column in columns}
             query = self.query_projections[name](self.embedding(item, group="candidate", names=columns))
-            interest = self.attentions[name](query, cache[f"{name}_events"], cache[f"{name}_mask"])
+            interest = self.attentions[name](query, user_state[f"{name}_events"], user_state[f"{name}_mask"])
             vectors += [query, interest, query * interest]
         return ops.concatenate(vectors, axis=-1)
 

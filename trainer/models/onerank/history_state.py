@@ -1,4 +1,4 @@
-"""What OneRank's blocks keep of a user's history, and how it is named in the user's cache."""
+"""What OneRank's blocks keep of a user's history, and how it is named in the user state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HistoryState(TypedDict, total=False):
 
 
 def pack_states(states: Sequence[HistoryState]) -> dict[str, Any]:
-    """Names the states of all blocks as tensors of the user's cache.
+    """Names the states of all blocks as tensors of the user state.
 
     Args:
         states: sequence of HistoryState. One per block, in their order.
@@ -33,25 +33,27 @@ def pack_states(states: Sequence[HistoryState]) -> dict[str, Any]:
     Returns:
         `keys_0`, `values_0`, `keys_1`, `values_1` and so on, and `task_read` if the first block has it.
     """
-    cache: dict[str, Any] = {}
+    user_state: dict[str, Any] = {}
     for index, state in enumerate(states):
-        cache |= {f"keys_{index}": state["keys"], f"values_{index}": state["values"]}
+        user_state |= {f"keys_{index}": state["keys"], f"values_{index}": state["values"]}
         if "task_read" in state:
-            cache["task_read"] = state["task_read"]
-    return cache
+            user_state["task_read"] = state["task_read"]
+    return user_state
 
 
-def unpack_states(cache: Mapping[str, Any], blocks: int) -> list[HistoryState]:
+def unpack_states(user_state: Mapping[str, Any], blocks: int) -> list[HistoryState]:
     """The opposite of `pack_states`.
 
     Args:
-        cache: dict. The user's cache; other tensors in it are ignored.
+        user_state: dict. The user state; other tensors in it are ignored.
         blocks: int. L, the number of blocks.
 
     Returns:
         A HistoryState per block.
     """
-    states = [HistoryState(keys=cache[f"keys_{index}"], values=cache[f"values_{index}"]) for index in range(blocks)]
-    if "task_read" in cache:
-        states[0]["task_read"] = cache["task_read"]
+    states = [
+        HistoryState(keys=user_state[f"keys_{index}"], values=user_state[f"values_{index}"]) for index in range(blocks)
+    ]
+    if "task_read" in user_state:
+        states[0]["task_read"] = user_state["task_read"]
     return states

@@ -12,9 +12,9 @@ from trainer.layers.token_norm import TokenNorm
 from trainer.models.base import RankingModel, Tensors
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
-from trainer.models.onerank.context_tokenizer import ContextTokenizer
 from trainer.models.onerank.cross_task_attention import CrossTaskAttention, visibility_matrix
 from trainer.models.onerank.history_state import pack_states, unpack_states
+from trainer.models.onerank.history_tokenizer import HistoryTokenizer
 from trainer.models.onerank.matching_scorer import KINDS, MatchingScorer
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
@@ -30,8 +30,8 @@ from transform.features.model_inputs import ModelInputs
 class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
     """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
 
-    The cache holds the user's embedding, each block's keys and values of the context, and what the task tokens read of
-    it in the first block.
+    The user state holds the user's embedding, each block's keys and values of the history, and what the task tokens
+    read of it in the first block.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -118,9 +118,9 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         self.candidate_attention = candidate_attention
 
         # === Layers ===
-        self.context_tokenizer = None
+        self.history_tokenizer = None
         if self.inputs_spec.sequences:
-            self.context_tokenizer = ContextTokenizer(self.inputs_spec, d, name="context_tokenizer", dtype=dtype)
+            self.history_tokenizer = HistoryTokenizer(self.inputs_spec, d, name="history_tokenizer", dtype=dtype)
         self.candidate_tokenizer = CandidateTokenizer(
             k if task_tokens else 0, d, name="candidate_tokenizer", dtype=dtype
         )
@@ -145,7 +145,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
 
     # === Stages ===
 
-    def encode_context(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
+    def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The user's embedding `user` [B, D], `mask` [B, U], a block's `keys_0`, `values_0` ... [B, H, U, d/H].
 
         And `task_read` [B, H, K, 2 d/H + 1], what the task tokens read in the first block.
@@ -167,45 +167,45 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         return {"user": embedded, "mask": mask, **pack_states(states)}
 
     def score_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> Any:
         """Logits [B, N, K]."""
-        states = self._candidate_states(cache, candidates, training)
-        queries = self._queries(cache, context)
+        states = self._candidate_states(user_state, candidates, training)
+        queries = self._queries(user_state, context)
         return self._score(queries, self._summary(queries, states, candidates["mask"]), states)
 
     def summarize_candidates(
-        self, cache: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
+        self, user_state: Tensors, context: Tensors, candidates: Tensors, training: bool | None = None
     ) -> tuple[Tensors, Tensors]:
         """`states` [B, N, K, d], and what `CandidateAttention` returns, if there is one."""
-        states = self._candidate_states(cache, candidates, training)
-        return {"states": states}, self._summary(self._queries(cache, context), states, candidates["mask"])
+        states = self._candidate_states(user_state, candidates, training)
+        return {"states": states}, self._summary(self._queries(user_state, context), states, candidates["mask"])
 
-    def score_summary(self, cache: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
+    def score_summary(self, user_state: Tensors, context: Tensors, summary: Tensors, states: Tensors) -> Any:
         """Logits [B, N, K]."""
-        return self._score(self._queries(cache, context), summary, states["states"])
+        return self._score(self._queries(user_state, context), summary, states["states"])
 
     # === Steps ===
 
     def _context_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
-        if self.context_tokenizer is None:
+        if self.history_tokenizer is None:
             b = ops.shape(user)[0]
             return ops.zeros((b, 0, self.d), self.compute_dtype), ops.zeros((b, 0), "bool")
         embedded = {}
         for name in self.inputs_spec.sequence_names:
             events = {key: value for key, value in sequences[name].items() if key != "mask"}
             embedded[name] = {"events": self.embedding(events, group=name), "mask": sequences[name]["mask"]}
-        return self.context_tokenizer(embedded)
+        return self.history_tokenizer(embedded)
 
-    def _candidate_states(self, cache: Tensors, candidates: Tensors, training: bool | None) -> Any:
+    def _candidate_states(self, user_state: Tensors, candidates: Tensors, training: bool | None) -> Any:
         """R [B, N, K, d]: what each task makes of each candidate."""
         features = {key: value for key, value in candidates.items() if key != "mask"}
         groups = self.candidate_tokenizer(self.embedding(features, group="candidate"))
-        for index, (block, state) in enumerate(zip(self.blocks, unpack_states(cache, self.depth), strict=True)):
+        for index, (block, state) in enumerate(zip(self.blocks, unpack_states(user_state, self.depth), strict=True)):
             groups = self.apply_block(
                 block,
                 tokens=groups,
-                history_mask=cache["mask"],
+                history_mask=user_state["mask"],
                 state=state,
                 tasks_only=self.task_tokens and index == self.depth - 1,
                 training=training,
@@ -213,9 +213,9 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         states = self.final_norm(groups)
         return states if self.task_tokens else ops.repeat(states, len(self.inputs_spec.tasks), axis=2)
 
-    def _queries(self, cache: Tensors, context: Tensors) -> Any:
+    def _queries(self, user_state: Tensors, context: Tensors) -> Any:
         """[B, K, d]: what the situation makes each task look for."""
-        user, request = cache["user"], self.embedding(context, group="context") if context else None
+        user, request = user_state["user"], self.embedding(context, group="context") if context else None
         if self.descriptor_kind == "constant":
             user, request = ops.zeros_like(user), None if request is None else ops.zeros_like(request)
         return self.descriptor(user, request)

@@ -12,7 +12,7 @@ from trainer.layers.token_dense import TokenDense
 from trainer.layers.token_norm import TokenNorm
 from trainer.models.onerank.history_state import HistoryState
 from trainer.ops.attention.first_block_attention import first_block_attention, read_before_candidates
-from trainer.ops.attention.structured_attention import CAUSAL, Context, Visibility, structured_attention
+from trainer.ops.attention.structured_attention import CAUSAL, AttentionPattern, Prefix, structured_attention
 
 # exp(4) ~ 55: with ~55 history tokens, a task token initially puts half of its attention on its own candidate, and so
 # does the candidate's token on itself. Without this bias, a candidate would start with a share of 1 / (U + 2): too
@@ -148,7 +148,7 @@ class PrivateChannelBlock(keras.layers.Layer):
         state = HistoryState(keys=keys, values=values)
         if task_tokens is not None:
             tasks = self._heads(ops.expand_dims(task_tokens, 0))  # [1, H, K, d/H] each
-            history = Context(keys, values, history_mask)
+            history = Prefix(keys, values, history_mask)
             state["task_read"] = read_before_candidates(tasks, history)  # [B, H, K, 2 d/H + 1]
         return tokens, state
 
@@ -173,7 +173,7 @@ class PrivateChannelBlock(keras.layers.Layer):
             Float [B, N, 1 + K, d], the new groups, or [B, N, K, d] with `tasks_only`.
         """
         groups = ops.cast(groups, self.compute_dtype)  # [B, N, 1 + K, d]
-        history = Context(
+        history = Prefix(
             ops.cast(state["keys"], self.compute_dtype),  # [B, H, U, d/H]
             ops.cast(state["values"], self.compute_dtype),  # [B, H, U, d/H]
             history_mask,
@@ -185,10 +185,10 @@ class PrivateChannelBlock(keras.layers.Layer):
                 candidates, state["task_read"], history, self.candidate_bias, tasks_only
             )  # [B, H, M, d/H]
         else:
-            visibility = Visibility("first", groups.shape[2], first_reader=1 if tasks_only else 0)
+            pattern = AttentionPattern("first", groups.shape[2], query_offset=1 if tasks_only else 0)
             queries, keys, values = self._heads(groups)  # [B, H, N (1 + K), d/H] each
             read = structured_attention(
-                queries, keys, values, visibility, context=history, bias=self.candidate_bias
+                queries, keys, values, pattern, prefix=history, bias=self.candidate_bias
             )  # [B, H, M, d/H]
         updated = groups[:, :, 1:] if tasks_only else groups  # [B, N, K, d] or [B, N, 1 + K, d]
         return self._add_branches(updated, read, training)  # [B, N, K, d] or [B, N, 1 + K, d]

@@ -1,4 +1,4 @@
-"""Attention under OneRank's visibility and its like, without a tensor of all tokens by all tokens."""
+"""Attention under OneRank's pattern and its like, without a tensor of all tokens by all tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from keras import ops
 
+from trainer.ops.attention.attention_pattern import CAUSAL, AttentionPattern, Prefix
 from trainer.ops.attention.portable_attention import portable_attention
 from trainer.ops.attention.reference_attention import reference_attention
-from trainer.ops.attention.visibility import CAUSAL, Context, Visibility
 from trainer.ops.kernels import kernel_for
 
 MAX_DEPTH = 128  # of a head, for the fused kernel
@@ -19,12 +19,12 @@ def structured_attention(
     queries: Any,
     keys: Any,
     values: Any,
-    visibility: Visibility = CAUSAL,
+    pattern: AttentionPattern = CAUSAL,
     mask: Any = None,
-    context: Context | None = None,
+    prefix: Prefix | None = None,
     bias: Any = None,
 ) -> Any:
-    """Attention of a list's tokens to a context and to their own groups.
+    """Attention of a list's tokens to a prefix and to their own groups.
 
     Scores are scaled by D^-0.5. Scores, softmax and sums are float32 whatever the dtype of the tensors; the portable
     kernel sums values in their own. All kernels (see `use_kernels`) give the same numbers.
@@ -33,10 +33,10 @@ def structured_attention(
         queries: Float [B, H, Q, D], of the last Q tokens of the list; of all M where it has groups.
         keys: Float [B, H, M, D].
         values: Float [B, H, M, D].
-        visibility: Visibility. Who reads whom. Defaults to `CAUSAL`.
+        pattern: AttentionPattern. Who reads whom. Defaults to `CAUSAL`.
         mask: Bool [B, M]. True where a token is; the others are read by nobody, and get zeros. Defaults to None: all.
-        context: Context. Keys, values and mask of the tokens that all read. Defaults to None.
-        bias: Float [H]. Added to the scores of a group's first token, where `visibility.reads` is `"first"`. Defaults
+        prefix: Prefix. Keys, values and mask of the tokens that all read. Defaults to None.
+        bias: Float [H]. Added to the scores of a group's first token, where `pattern.reads` is `"first"`. Defaults
             to None.
 
     Returns:
@@ -45,17 +45,17 @@ def structured_attention(
     Raises:
         ValueError: when a bias is given that no score takes.
     """
-    if bias is not None and visibility.reads != "first":
-        raise ValueError(f'`bias` is for reads="first". Received: {visibility}. Leave it out.')
+    if bias is not None and pattern.reads != "first":
+        raise ValueError(f'`bias` is for reads="first". Received: {pattern}. Leave it out.')
     # the casts: when Keras builds a model by shapes alone, all its inputs are float32
     mask = None if mask is None else ops.cast(mask, "bool")
     b, h, _, d = ops.shape(keys)
     bias = ops.zeros((h,), "float32") if bias is None else bias
-    if context is None:
+    if prefix is None:
         nothing = ops.zeros((b, h, 0, d), keys.dtype)
-        context = Context(nothing, nothing, ops.zeros((b, 0), "bool"))
-    context = context._replace(mask=ops.cast(context.mask, "bool"))
-    return _kernel(queries)(queries, keys, values, visibility, mask, context, bias)
+        prefix = Prefix(nothing, nothing, ops.zeros((b, 0), "bool"))
+    prefix = prefix._replace(mask=ops.cast(prefix.mask, "bool"))
+    return _kernel(queries)(queries, keys, values, pattern, mask, prefix, bias)
 
 
 def _kernel(queries: Any) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Counting features in Beam: counts are summed by key and day, and joined to requests by key."""
+"""Aggregate features in Beam: counts are summed by key and day, and joined to requests by key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import apache_beam as beam
 import tensorflow as tf
 
 from transform.errors import DataError
-from transform.ingest.aggregates.counter import OVERALL, Counting, Key, Timeline, add_counts
+from transform.ingest.aggregates.counter import OVERALL, AggregateColumns, Key, Timeline, add_counts
 from transform.spec.aggregates import EVERYTHING
 from transform.spec.loading import parse_spec
 from transform.spec.ranking_spec import RankingSpec
@@ -56,12 +56,12 @@ def overall_timeline(key_counts: beam.PCollection, width: int) -> beam.pvalue.As
 
 
 class AddAggregates(beam.PTransform):
-    """Gives requests their counting features: (request id, (split, parts)) -> the same, parts completed.
+    """Gives requests their aggregate features: (request id, (split, parts)) -> the same, parts completed.
 
     Args:
         spec: RankingSpec. With `aggregates`.
         table: str, optional. The folder of an exported table to read the features from, whatever the requests' days.
-            Defaults to counting the events as of the day before each request.
+            Defaults to aggregates the events as of the day before each request.
 
     Call arguments:
         A dict of PCollections: `requests`, and without a table `events`, ((key, day), counts).
@@ -79,11 +79,11 @@ class AddAggregates(beam.PTransform):
 
     def expand(self, collections: Mapping[str, beam.PCollection]) -> Any:
         """Builds the graph."""
-        requests, counting = collections["requests"], Counting(self._spec)
+        requests, aggregates = collections["requests"], AggregateColumns(self._spec)
         if self._table:
             known = [
                 requests.pipeline | f"Table[{index}]" >> _ReadTable(self._spec, self._table, index)
-                for index in range(len(counting.keys))
+                for index in range(len(aggregates.keys))
             ] | "AllTables" >> beam.Flatten()
             answers: Any = _FromTable()
             unseen = (
@@ -95,7 +95,7 @@ class AddAggregates(beam.PTransform):
             of_unseen = beam.pvalue.AsSingleton(unseen)
         else:
             known = collections[EVENTS] | KeyCounts()
-            of_unseen = overall_timeline(known, counting.width)
+            of_unseen = overall_timeline(known, aggregates.width)
             answers = _AsOfDay(self._spec)
         asked = requests | "Ask" >> beam.ParDo(_Ask(self._spec))
         found = (
@@ -111,14 +111,14 @@ class AddAggregates(beam.PTransform):
 
 
 class _OfSpec(beam.DoFn):
-    """Makes `Counting` where it runs."""
+    """Makes `AggregateColumns` where it runs."""
 
     def __init__(self, spec: RankingSpec):
         self._spec_json = spec.to_json()
 
     def setup(self) -> None:
         self._spec = parse_spec(self._spec_json)
-        self._counting = Counting(self._spec)
+        self._aggregates = AggregateColumns(self._spec)
 
 
 class _Ask(_OfSpec):
@@ -126,8 +126,8 @@ class _Ask(_OfSpec):
 
     def process(self, element: Any) -> Iterator[tuple[Key, tuple[int, str]]]:
         request, (_, parts) = element
-        day = self._counting.request_day(parts[0])
-        keys = (key for values in parts for column in self._counting.request_keys(values) for key in column if key)
+        day = self._aggregates.request_day(parts[0])
+        keys = (key for values in parts for column in self._aggregates.request_keys(values) for key in column if key)
         for key in dict.fromkeys(keys):
             yield key, (day, request)
 
@@ -137,11 +137,11 @@ class _AsOfDay(_OfSpec):
 
     def process(self, element: Any, overall: Timeline) -> Iterator[tuple[str, tuple[Key, list[float]]]]:
         key, grouped = element
-        timeline = Timeline(grouped["known"], self._counting.width)
+        timeline = Timeline(grouped["known"], self._aggregates.width)
         values: dict[int, list[float]] = {}
         for day, request in grouped["asked"]:
             if day not in values:
-                values[day] = self._counting.values(key[0], timeline, overall, day)
+                values[day] = self._aggregates.values(key[0], timeline, overall, day)
             yield request, (key, values[day])
 
 
@@ -167,7 +167,7 @@ class _Complete(_OfSpec):
         found = dict(grouped["found"])
         carried = self._spec.carried_columns()
         for split, parts in grouped["requests"]:
-            day = self._counting.request_day(parts[0])
+            day = self._aggregates.request_day(parts[0])
             if self._as_of is None and not any(observed for _, observed in of_unseen.before(day, EVERYTHING)):
                 yield beam.pvalue.TaggedOutput(COUNTS, (NOTHING_COUNTED, 1))
             elif self._as_of not in (None, day):
@@ -175,9 +175,9 @@ class _Complete(_OfSpec):
             completed = []
             for values in parts:
                 counted = {}
-                for index, keys in enumerate(self._counting.request_keys(values)):
+                for index, keys in enumerate(self._aggregates.request_keys(values)):
                     rows = [found.get(key) or self._unseen(index, day, of_unseen) for key in keys]
-                    for place, feature in enumerate(self._counting.keys[index].features):
+                    for place, feature in enumerate(self._aggregates.keys[index].features):
                         counted[feature.name] = [row[place] for row in rows]
                 completed.append({**{name: v for name, v in values.items() if name not in carried}, **counted})
             yield request, (split, completed)
@@ -185,7 +185,7 @@ class _Complete(_OfSpec):
     def _unseen(self, index: int, day: int, of_unseen: Any) -> list[float]:
         if self._as_of is not None:
             return of_unseen[index]
-        return self._counting.values(index, Timeline([], self._counting.width), of_unseen, day)
+        return self._aggregates.values(index, Timeline([], self._aggregates.width), of_unseen, day)
 
 
 # === The exported table ===
@@ -212,7 +212,7 @@ def check_table(spec: RankingSpec, folder: str) -> int:
         manifest = json.loads(file.read())
     if manifest["aggregates"] != described(spec):
         raise DataError(
-            f"--aggregates: a table of the model's own counting features is expected. Received: `{folder}`, whose "
+            f"--aggregates: a table of the model's own aggregate features is expected. Received: `{folder}`, whose "
             "section `aggregates` is another. Export it with the spec that the model was trained with."
         )
     return date.fromisoformat(manifest["as_of"]).toordinal()
@@ -228,7 +228,7 @@ class _ReadTable(beam.PTransform):
 
     def __init__(self, spec: RankingSpec, folder: str, index: int):
         super().__init__()
-        self._key = Counting(spec).keys[index]
+        self._key = AggregateColumns(spec).keys[index]
         self._index = index
         self._path = table_file(folder, self._key.parts)
 

@@ -42,7 +42,7 @@ class CountingKey:
     features: tuple[AggregateFeature, ...]
 
 
-class Counting:
+class AggregateColumns:
     """What a spec counts.
 
     Args:
@@ -51,10 +51,10 @@ class Counting:
 
     def __init__(self, spec: RankingSpec):
         by_key: dict[tuple[str, ...], list[AggregateFeature]] = {}
-        for feature in spec.counting_features():
+        for feature in spec.aggregate_features():
             by_key.setdefault(feature.key, []).append(feature)
         self.keys = tuple(CountingKey(parts, tuple(features)) for parts, features in by_key.items())
-        self.tasks = tuple(dict.fromkeys(f.task for f in spec.counting_features()))
+        self.tasks = tuple(dict.fromkeys(f.task for f in spec.aggregate_features()))
         self.width = PER_TASK * len(self.tasks)
         self._time_zone = time_zone(spec.aggregates[0].timezone)
 
@@ -134,7 +134,7 @@ def add_counts(one: Counts, other: Counts) -> Counts:
     return tuple(map(operator.add, one, other))
 
 
-class EventCounter:
+class AggregateCounter:
     """What the impressions of one user add to the counts of keys.
 
     Events of the past are those of its first sequence without `where`, the user's list of all impressions. They have no
@@ -147,12 +147,12 @@ class EventCounter:
     """
 
     def __init__(self, spec: RankingSpec, builder: RequestBuilder):
-        self.counting = Counting(spec)
+        self.aggregates = AggregateColumns(spec)
         self._builder = builder
         features = {feature.name for _, feature in spec.declared_features()}
         self._columns = {
             part: builder.sources.feature_source[part] if part in features else ("log", part)
-            for key in self.counting.keys
+            for key in self.aggregates.keys
             for part in key.parts
         }
         self._user_key, self._item_key, self._item_feature = spec.user_key, spec.item_key, spec.item_feature
@@ -162,11 +162,11 @@ class EventCounter:
         given = past.sequences[self._past_sequence] if past and self._past_sequence else {}
         self._past_keys = [
             index
-            for index, key in enumerate(self.counting.keys)
+            for index, key in enumerate(self.aggregates.keys)
             if all(self._is_known_of_past(part, given) for part in key.parts)
         ]
         parents = {task.name: task.observed_when for task in spec.tasks}
-        self._past_tasks = [_is_known(task, past.feedback if past else (), parents) for task in self.counting.tasks]
+        self._past_tasks = [_is_known(task, past.feedback if past else (), parents) for task in self.aggregates.tasks]
         self._unlabelled = dict.fromkeys(spec.task_names, math.nan)
 
     def count(
@@ -185,13 +185,13 @@ class EventCounter:
             find_item: callable. The item table's row of an item, or None.
         """
         sums: dict[tuple[Key, int], list[int]] = {}
-        every_key = range(len(self.counting.keys))
+        every_key = range(len(self.aggregates.keys))
         past_end = self._builder.past_end(past)
-        past_day = BEFORE_ALL if past_end == -math.inf else self.counting.day(int(past_end), "the past of a user")
+        past_day = BEFORE_ALL if past_end == -math.inf else self.aggregates.day(int(past_end), "the past of a user")
         for impression in impressions:
             rows = {"log": impression.log, "item": impression.item, "user": user or {}}
             texts = {part: rows[section].get(column, "") for part, (section, column) in self._columns.items()}
-            day = self.counting.day(impression.time, impression.origin)
+            day = self.aggregates.day(impression.time, impression.origin)
             self._add(sums, texts, every_key, day, self._of_log(impression.labels))
             if impression.time <= past_end and self._past_sequence:
                 self._add(sums, texts, self._past_keys, past_day, self._of_past(impression.labels, sign=-1))
@@ -216,25 +216,25 @@ class EventCounter:
         """Adds counts to the sums of the keys whose parts are all there, and to those of all impressions."""
         keys: list[Key] = [OVERALL]
         for index in indices:
-            values = tuple(texts[part] for part in self.counting.keys[index].parts)
+            values = tuple(texts[part] for part in self.aggregates.keys[index].parts)
             if all(values):
                 keys.append((index, *values))
         for key in keys:
-            of_key = sums.setdefault((key, day), [0] * self.counting.width)
+            of_key = sums.setdefault((key, day), [0] * self.aggregates.width)
             for place, count in enumerate(counts):
                 if count:
                     of_key[place] += count
 
     def _of_log(self, labels: Mapping[str, float]) -> list[int]:
         counts = []
-        for task in self.counting.tasks:
+        for task in self.aggregates.tasks:
             counts += [int(labels[task] == 1.0), int(not math.isnan(labels[task])), 0, 0]
         return counts
 
     def _of_past(self, labels: Mapping[str, float], sign: int = 1) -> list[int]:
         """The counts of an event of the past, or of a row of the log that it stands for."""
         counts = []
-        for task, known in zip(self.counting.tasks, self._past_tasks, strict=True):
+        for task, known in zip(self.aggregates.tasks, self._past_tasks, strict=True):
             positive, observed = labels[task] == 1.0, known and not math.isnan(labels[task])
             counts += [0, 0, sign * (positive and observed), sign * observed]
         return counts

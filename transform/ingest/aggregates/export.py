@@ -1,4 +1,4 @@
-"""Counting features as tables for a feature store: `onerank aggregates --help`."""
+"""Aggregate features as tables for a feature store: `onerank aggregates --help`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.ingest.aggregates.beam_join import MANIFEST, KeyCounts, described, overall_timeline, table_file
-from transform.ingest.aggregates.counter import OVERALL, Counting, Timeline
+from transform.ingest.aggregates.counter import OVERALL, AggregateColumns, Timeline
 from transform.ingest.beam_requests import CountingEvents
 from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the tables; returns 1 when the user has something to correct."""
     parser = argparse.ArgumentParser(
         prog="onerank aggregates",
-        description="Writes the counting features of a spec as of the day before a date: one Parquet file a key, with "
+        description="Writes the aggregate features of a spec as of the day before a date: one Parquet file a key, with "
         "one more row, whose key is null, for all keys that are not in it.",
     )
     parser.add_argument("--spec", required=True, help="a ranking spec with a section `aggregates`")
@@ -86,11 +86,11 @@ def export_tables(
         )
     if tf.io.gfile.exists(output):
         raise DataError(f"--output: a folder that is not there yet is expected. Received: `{output}`. Give another.")
-    events, counting = CountingEvents(spec, data_dir), Counting(spec)
+    events, aggregates = CountingEvents(spec, data_dir), AggregateColumns(spec)
     unfinished = f"{output.rstrip('/')}.unfinished-{uuid.uuid4().hex[:8]}"
     try:
         tf.io.gfile.makedirs(unfinished)
-        _write(counting, events, as_of.toordinal(), unfinished, beam_args)
+        _write(aggregates, events, as_of.toordinal(), unfinished, beam_args)
         content = {"spec": spec.name, "as_of": as_of.isoformat(), "aggregates": described(spec)}
         with tf.io.gfile.GFile(os.path.join(unfinished, MANIFEST), "w") as file:
             file.write(json.dumps(content, indent=1, sort_keys=True))
@@ -106,28 +106,31 @@ def export_tables(
         if tf.io.gfile.exists(unfinished):
             tf.io.gfile.rmtree(unfinished)
     rows = {}
-    for path in (table_file(output, key.parts) for key in counting.keys):
+    for path in (table_file(output, key.parts) for key in aggregates.keys):
         with FileSystems.open(path) as file:
             rows[path] = pyarrow.parquet.read_metadata(file).num_rows
     return rows
 
 
-def _write(counting: Counting, events: CountingEvents, day: int, folder: str, beam_args: Sequence[str]) -> None:
+def _write(
+    aggregates: AggregateColumns, events: CountingEvents, day: int, folder: str, beam_args: Sequence[str]
+) -> None:
     with beam.Pipeline(argv=list(beam_args)) as pipeline:
         key_counts = pipeline | events | KeyCounts()
-        overall = overall_timeline(key_counts, counting.width)
+        overall = overall_timeline(key_counts, aggregates.width)
         rows = (
             key_counts
             | "Keys" >> beam.Filter(lambda pair: pair[0] != OVERALL)
             | "DaysOfKey" >> beam.GroupByKey()
-            | "Rows" >> beam.FlatMap(lambda pair, of_all: _row(pair[0], pair[1], of_all, counting, day), overall)
+            | "Rows" >> beam.FlatMap(lambda pair, of_all: _row(pair[0], pair[1], of_all, aggregates, day), overall)
         )
         unseen = (
             pipeline
-            | "Unseen" >> beam.Create([(index, *(None for _ in key.parts)) for index, key in enumerate(counting.keys)])
-            | "UnseenRows" >> beam.FlatMap(lambda key, of_all: _row(key, [], of_all, counting, day), overall)
+            | "Unseen"
+            >> beam.Create([(index, *(None for _ in key.parts)) for index, key in enumerate(aggregates.keys)])
+            | "UnseenRows" >> beam.FlatMap(lambda key, of_all: _row(key, [], of_all, aggregates, day), overall)
         )
-        for index, key in enumerate(counting.keys):
+        for index, key in enumerate(aggregates.keys):
             columns = [(part, pyarrow.string()) for part in key.parts]
             columns += [(feature.name, pyarrow.float64()) for feature in key.features]
             _ = (
@@ -150,17 +153,17 @@ def _row(
     key: tuple[Any, ...],
     by_day: Iterable[tuple[int, tuple[int, ...]]],
     overall: Timeline,
-    counting: Counting,
+    aggregates: AggregateColumns,
     day: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The index and the table's row of a key; none for a key that was never seen before the day."""
     index, *parts = key
     before = [(of_day, counts) for of_day, counts in by_day if of_day < day]
     if before or None in parts:
-        values = counting.values(index, Timeline(before, counting.width), overall, day)
-        names = [feature.name for feature in counting.keys[index].features]
+        values = aggregates.values(index, Timeline(before, aggregates.width), overall, day)
+        names = [feature.name for feature in aggregates.keys[index].features]
         numbers = {name: None if value != value else value for name, value in zip(names, values, strict=True)}
-        yield index, {**dict(zip(counting.keys[index].parts, parts, strict=True)), **numbers}
+        yield index, {**dict(zip(aggregates.keys[index].parts, parts, strict=True)), **numbers}
 
 
 if __name__ == "__main__":

@@ -25,22 +25,22 @@ from trainer.losses.pointwise import LOWEST_TEMPERATURE, PointwiseLoss
 from trainer.models.base import empty_batch
 from trainer.models.onerank import (
     candidate_attention,
-    context_tokenizer,
     cross_task_attention,
+    history_tokenizer,
     private_channel_block,
 )
 from trainer.models.onerank import model as onerank_model
 from trainer.models.onerank.candidate_attention import CandidateAttention
 from trainer.models.onerank.candidate_tokenizer import CandidateTokenizer
-from trainer.models.onerank.context_tokenizer import ContextTokenizer
 from trainer.models.onerank.cross_task_attention import CrossTaskAttention
+from trainer.models.onerank.history_tokenizer import HistoryTokenizer
 from trainer.models.onerank.matching_scorer import MatchingScorer
 from trainer.models.onerank.model import OneRank
 from trainer.models.onerank.private_channel_block import PrivateChannelBlock
 from trainer.models.onerank.situational_descriptor import SituationalDescriptor
 from trainer.models.onerank.summary_merge import SummaryMerge
 from trainer.ops.attention import first_block_attention, portable_attention, structured_attention
-from trainer.ops.attention.visibility import Visibility
+from trainer.ops.attention.attention_pattern import AttentionPattern
 from trainer.ops.kernels import use_kernels
 from trainer.testing.model_contract import score_in_parts
 
@@ -151,7 +151,7 @@ def group_attention_where(reads):
         keys, values = ops.concatenate([context.keys, keys], 2), ops.concatenate([context.values, values], 2)
         is_item = np.array([0] * context.mask.shape[1] + [c == 0 for _, c in places], "float32")
         scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + bias[:, None, None] * is_item
-        return visibility.of_readers(ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values))
+        return visibility.select_queries(ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values))
 
     return lambda monkeypatch: monkeypatch.setattr(private_channel_block, "structured_attention", attend)
 
@@ -171,7 +171,7 @@ def unmasked(context):
 NOT_CAUSAL = replaced(
     portable_attention,
     "_list_attention",
-    lambda attend, queries, keys, values, _, *masks: attend(queries, keys, values, Visibility("all"), *masks),
+    lambda attend, queries, keys, values, _, *masks: attend(queries, keys, values, AttentionPattern("all"), *masks),
 )
 CONTEXT_MASK_DROPPED = replaced(
     portable_attention,
@@ -181,14 +181,14 @@ CONTEXT_MASK_DROPPED = replaced(
     ),
 )
 ANCHORS_FIRST = after(
-    ContextTokenizer,
+    HistoryTokenizer,
     "build",
     lambda self: setattr(
         self, "ordered", sorted(self.inputs.sequences, key=lambda sequence: sequence.role != "anchor")
     ),
 )
 MARKS_AROUND_NOTHING = operations(
-    context_tokenizer, any=lambda any_, mask, **options: any_(ops.ones_like(mask), **options)
+    history_tokenizer, any=lambda any_, mask, **options: any_(ops.ones_like(mask), **options)
 )
 CUT_IGNORED = operations(cross_task_attention, stop_gradient=lambda _, tensor: tensor)
 TRANSPOSED = replaced(cross_task_attention, "visibility_matrix", lambda matrix, *arguments: matrix(*arguments).T)
@@ -238,7 +238,7 @@ def each(function, batch, *groups):
 
 def run(model, batch):
     """r [B, N, K, d], z [B, K, d] and the logits [B, N, K]."""
-    cache = model.encode_context(batch["user"], batch["sequences"])
+    cache = model.encode_user(batch["user"], batch["sequences"])
     r = model._candidate_states(cache, batch["candidates"], False)
     queries = model._queries(cache, batch["context"])
     z = model._task_vectors(queries, model._summary(queries, r, batch["candidates"]["mask"]))
@@ -372,7 +372,7 @@ def test_padded_candidates_are_inert():
         lambda attend, *tensors: attend(*tensors[:-2], unmasked(tensors[-2]), tensors[-1]),
     ),
     positions_count_padding=replaced(
-        context_tokenizer, "_age", lambda age, mask, length: age(ops.ones_like(mask), length)
+        history_tokenizer, "_age", lambda age, mask, length: age(ops.ones_like(mask), length)
     ),
     marks_around_nothing=MARKS_AROUND_NOTHING,
 )
@@ -399,10 +399,10 @@ def test_padded_events_are_inert():
     ),
 )
 def test_one_cache_serves_all_requests_of_a_user():
-    assert list(inspect.signature(OneRank.encode_context).parameters) == ["self", "user", "sequences", "training"]
+    assert list(inspect.signature(OneRank.encode_user).parameters) == ["self", "user", "sequences", "training"]
     model, batch = made(), random_batch(CANDIDATES, EVENTS)
     other = refilled(refilled(batch, "context", np.ones(3, bool)), "candidates", batch["candidates"]["mask"])
-    cache = model.encode_context(batch["user"], batch["sequences"])
+    cache = model.encode_user(batch["user"], batch["sequences"])
     before = {name: numpy(tensor) for name, tensor in cache.items()}
     for request in (batch, other, batch):
         scored = model.score_candidates(cache, request["context"], request["candidates"])
@@ -485,7 +485,7 @@ NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
 
 def counted_twice(scores, queries, keys, visibility, bias):
     """A candidate reads itself as the group's first token and as itself."""
-    to_itself = ops.sum(queries * keys[:, :, :, visibility.first_reader :], axis=-1)
+    to_itself = ops.sum(queries * keys[:, :, :, visibility.query_offset :], axis=-1)
     return ops.stack([scores(queries, keys, visibility, bias)[..., 0], to_itself], axis=-1)
 
 
@@ -574,8 +574,8 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
 def test_recomputed_blocks_change_no_gradient_outside_a_graph():
     model, batch = made(layers=2), random_batch(CANDIDATES, EVENTS)
 
-    def gradients(recompute):
-        model.recompute = recompute
+    def gradients(gradient_checkpointing):
+        model.gradient_checkpointing = gradient_checkpointing
         with tf.GradientTape() as tape:
             logits = model(batch, training=True)
             loss = ops.sum(logits * normal(*logits.shape))
@@ -603,27 +603,27 @@ def running_on():
 
 @fails_under(
     a_projection_a_sequence=replaced(
-        ContextTokenizer,
+        HistoryTokenizer,
         "_project",
         lambda project, self, name, events: project(self, name, events) * (1 + (name == "seen")),
     ),
     anchors_first=ANCHORS_FIRST,
-    order_of_the_file=after(ContextTokenizer, "build", lambda self: setattr(self, "ordered", self.inputs.sequences)),
+    order_of_the_file=after(HistoryTokenizer, "build", lambda self: setattr(self, "ordered", self.inputs.sequences)),
     marks_around_nothing=MARKS_AROUND_NOTHING,
     no_marks=during(
-        ContextTokenizer,
+        HistoryTokenizer,
         "call",
         lambda self, _: attributes(self, ordered=[replace(sequence, role="history") for sequence in self.ordered]),
     ),
     positions_from_the_oldest=replaced(
-        context_tokenizer,
+        history_tokenizer,
         "_age",
         lambda age, mask, length: ops.cumsum(ops.cast(mask, "int32"), 1) - ops.cast(mask, "int32"),
     ),
-    positions_run_on=during(ContextTokenizer, "call", lambda *_: replaced(context_tokenizer, "_age", running_on())),
+    positions_run_on=during(HistoryTokenizer, "call", lambda *_: replaced(history_tokenizer, "_age", running_on())),
 )
 def test_the_context_is_histories_then_anchors_in_their_marks():
-    layer = built(ContextTokenizer(replace(INPUTS, sequences=INPUTS.sequences[::-1]), D))  # the anchor is named first
+    layer = built(HistoryTokenizer(replace(INPUTS, sequences=INPUTS.sequences[::-1]), D))  # the anchor is named first
     there = np.arange(5) < np.array(EVENTS)[:, None]
     columns_of = {name: [column.name for column in INPUTS.group(name)] for name in ("seen", "bought")}
     width = {name: sum(column.dim for column in INPUTS.group(name)) for name in columns_of}
@@ -651,7 +651,7 @@ def test_anchors_read_histories_not_vice_versa():
 
     def cached(*changed):  # keys and values after two blocks: of the history, and of the anchor
         sequences = {**batch["sequences"], **{name: other[name] for name in changed}}
-        cache = model.encode_context(batch["user"], sequences)
+        cache = model.encode_user(batch["user"], sequences)
         return np.split(np.stack([numpy(cache[name]) for name in ("keys_1", "values_1")]), [5], axis=3)
 
     (history, anchor), (history_kept, _), (_, anchor_moved) = cached(), cached("bought"), cached("seen")
@@ -730,7 +730,7 @@ def test_parts_of_a_list_are_scored_as_the_whole():
 def test_a_client_merges_by_concatenation():
     """Parts of different sizes, their summaries in another order; each part scored beside all."""
     model, batch = made(), random_batch([5, 5, 2], EVENTS)
-    cache = model.encode_context(batch["user"], batch["sequences"])
+    cache = model.encode_user(batch["user"], batch["sequences"])
     expected, there = logits_of(model, batch), batch["candidates"]["mask"]
     parts = [
         each(lambda values, p=p: values[:, p], batch, "candidates") for p in (slice(0, 3), slice(3, 4), slice(4, 5))
@@ -796,8 +796,8 @@ def test_no_task_trains_the_channel_of_another():
 
     def slopes(model):  # [K, K]: of task k's logits with respect to the token of task j
         tokens = [model.candidate_tokenizer.task_tokens.value]
-        of_tasks = [gradients(lambda k=k: model.call(batch)[..., k] * normal(3, 4), tokens)[0] for k in range(K)]
-        return np.abs(of_tasks).max(axis=-1)
+        per_task = [gradients(lambda k=k: model.call(batch)[..., k] * normal(3, 4), tokens)[0] for k in range(K)]
+        return np.abs(per_task).max(axis=-1)
 
     for visibility in ("cascade", "full"):
         found = slopes(made(cross_task=visibility, layers=3))  # through an item's token, from the second block on

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from serving.client.transport import Tensors
 
 
-class ContextKey(NamedTuple):
+class UserStateKey(NamedTuple):
     """What a context follows from; another value of any of them is another context."""
 
     model: str
@@ -17,13 +17,13 @@ class ContextKey(NamedTuple):
     history_version: str
 
 
-class ContextCache(ABC):
+class UserStateCache(ABC):
     """Keeps contexts for a time. Safe to use from many threads at once; it never makes a request fail."""
 
     @abstractmethod
-    def get(self, key: ContextKey) -> Tensors | None:
+    def get(self, key: UserStateKey) -> Tensors | None:
         """The context's tensors by name, or None where it is not there."""
 
     @abstractmethod
-    def put(self, key: ContextKey, context: Tensors) -> None:
+    def put(self, key: UserStateKey, context: Tensors) -> None:
         """Keeps a context."""

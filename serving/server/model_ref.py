@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Target(NamedTuple):
+class ModelRef(NamedTuple):
     """What a request is addressed to.
 
     Args:

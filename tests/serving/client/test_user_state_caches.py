@@ -1,4 +1,4 @@
-"""Where the client keeps contexts: memory, and Redis over its wire protocol."""
+"""Where the client keeps user states: memory, and Redis over its wire protocol."""
 
 import logging
 import socketserver
@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from serving.client import ContextKey, LruContextCache
-from serving.client.redis_context_cache import PAUSE, RedisContextCache
+from serving.client import LruUserStateCache, UserStateKey
+from serving.client.redis_user_state_cache import PAUSE, RedisUserStateCache
 
-KEY = ContextKey("m", 3, "u1", "7")
+KEY = UserStateKey("m", 3, "u1", "7")
 
 
 def context(size=10, fill=1.0):
@@ -27,7 +27,7 @@ def key(n):
 
 
 def test_what_was_used_last_stays_within_the_bytes():
-    cache = LruContextCache(max_bytes=120)
+    cache = LruUserStateCache(max_bytes=120)
     for n in range(3):
         cache.put(key(n), context())
     assert cache.get(key(0)) is not None
@@ -38,7 +38,7 @@ def test_what_was_used_last_stays_within_the_bytes():
 
 
 def test_a_context_above_the_budget_is_not_kept_and_evicts_none():
-    cache = LruContextCache(max_bytes=120)
+    cache = LruUserStateCache(max_bytes=120)
     cache.put(key(0), context())
     cache.put(key(1), context(31))
     assert cache.get(key(0)) is not None and cache.get(key(1)) is None and cache.evictions == 0
@@ -46,7 +46,7 @@ def test_a_context_above_the_budget_is_not_kept_and_evicts_none():
 
 def test_contexts_are_forgotten_after_their_time():
     now = [0.0]
-    cache = LruContextCache(ttl=10, timer=lambda: now[0])
+    cache = LruUserStateCache(ttl=10, timer=lambda: now[0])
     cache.put(KEY, context())
     now[0] = 9.9
     assert cache.get(KEY) is not None
@@ -57,13 +57,13 @@ def test_contexts_are_forgotten_after_their_time():
 
 @pytest.mark.parametrize("field", KEY._fields)
 def test_every_part_of_the_key_counts(field):
-    cache = LruContextCache()
+    cache = LruUserStateCache()
     cache.put(KEY, context())
     assert cache.get(KEY._replace(**{field: 4 if field == "version" else "other"})) is None
 
 
 def test_threads_share_it():
-    cache = LruContextCache(max_bytes=40 * 20)
+    cache = LruUserStateCache(max_bytes=40 * 20)
 
     def work(seed):
         random = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def redis_server():
 
 
 def redis_cache(server, **arguments):
-    return RedisContextCache(f"redis://127.0.0.1:{server.server_address[1]}/0", timeout=5, **arguments)
+    return RedisUserStateCache(f"redis://127.0.0.1:{server.server_address[1]}/0", timeout=5, **arguments)
 
 
 def test_redis_gives_back_what_it_got(redis_server):

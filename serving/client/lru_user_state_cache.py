@@ -9,11 +9,11 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from serving.client.context_cache import ContextCache, ContextKey
 from serving.client.transport import Tensors
+from serving.client.user_state_cache import UserStateCache, UserStateKey
 
 
-class LruContextCache(ContextCache):
+class LruUserStateCache(UserStateCache):
     """Keeps the contexts that were used last, within a budget of bytes.
 
     Args:
@@ -42,7 +42,7 @@ class LruContextCache(ContextCache):
         with self._lock:
             return len(self._contexts)
 
-    def get(self, key: ContextKey) -> Tensors | None:
+    def get(self, key: UserStateKey) -> Tensors | None:
         """The context, which is the latest used from now on."""
         with self._lock:
             context = self._contexts.get(key)
@@ -50,7 +50,7 @@ class LruContextCache(ContextCache):
             self.misses += context is None
             return context
 
-    def put(self, key: ContextKey, context: Tensors) -> None:
+    def put(self, key: UserStateKey, context: Tensors) -> None:
         """Keeps a context, for which those go that were not used for longest."""
         if _bytes(context) <= self._contexts.maxsize:
             with self._lock:
@@ -58,7 +58,7 @@ class LruContextCache(ContextCache):
 
 
 class _Contexts(TTLCache):
-    def __init__(self, owner: LruContextCache, max_bytes: int, ttl: float, timer: Callable[[], float]):
+    def __init__(self, owner: LruUserStateCache, max_bytes: int, ttl: float, timer: Callable[[], float]):
         super().__init__(max_bytes, ttl, timer=timer, getsizeof=_bytes)
         self._owner = owner
 

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 
-def recomputed(layer: keras.layers.Layer, **arguments: Any) -> Any:
+def checkpointed(layer: keras.layers.Layer, **arguments: Any) -> Any:
     """Calls a layer of which the backward pass computes the activations again: it keeps the arguments alone.
 
     `keras.remat` would draw other dropout masks the second time, since random states have moved on by then. Here both

@@ -1,4 +1,4 @@
-"""Baselines: what a ranker that knows no user reaches on the test split."""
+"""LabelStatistics: what a ranker that knows no user reaches on the test split."""
 
 import json
 import os
@@ -22,27 +22,27 @@ from trainer.metrics.ranking_metrics import Rows, compute
 from transform.features import request_example as request_examples
 from transform.spec.loading import parse_spec
 
-BASELINES_FILE = "baselines.json"
+LABEL_STATISTICS_FILE = "label_statistics.json"
 SMOOTHING = 20.0  # impressions of the mean rate that every item is given before its own
 POPULARITY_METRICS = ("auc", "gauc")
 
 
 @component(use_beam=True)
-def Baselines(  # noqa: N802
+def LabelStatistics(  # noqa: N802
     examples: InputArtifact[standard_artifacts.Examples],
-    baselines: OutputArtifact[simple_artifacts.Metrics],
+    label_statistics: OutputArtifact[simple_artifacts.Metrics],
     spec: Parameter[str],
     code: Parameter[str],
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ) -> None:
     """Base rates of the test split, and item popularity (the smoothed train rate of item x task) as a score.
 
-    Writes `baselines.json`: per task `impressions`, `positives`, `base_rate` and, when the spec names the item,
+    Writes `label_statistics.json`: per task `impressions`, `positives`, `base_rate` and, when the spec names the item,
     `popularity` with AUC and GAUC.
 
     Args:
         examples: request examples with the splits train and test.
-        baselines: the folder of the result.
+        label_statistics: the folder of the result.
         spec: the data part of the spec as JSON.
         code: a hash of this code, for the cache.
         beam_pipeline: given by TFX.
@@ -67,7 +67,7 @@ def Baselines(  # noqa: N802
             test
             | "TestRows" >> beam.combiners.ToList()
             | "Evaluate" >> beam.Map(_evaluate, beam.pvalue.AsDict(rates), tasks, item is not None)
-            | "Write" >> beam.Map(_write, os.path.join(baselines.uri, BASELINES_FILE))
+            | "Write" >> beam.Map(_write, os.path.join(label_statistics.uri, LABEL_STATISTICS_FILE))
         )
 
 
@@ -76,7 +76,7 @@ def _candidates(serialized: bytes, item: str | None, tasks: tuple[str, ...]) -> 
     values = request_examples.decode(serialized)
     labels, masks = (
         np.array([values[key(task)] for task in tasks], "float32")
-        for key in (request_examples.label_key, request_examples.mask_key)
+        for key in (request_examples.label_key, request_examples.weight_key)
     )
     counts = np.stack([labels * masks, masks])  # [2, K, N]
     for n in range(counts.shape[2]):

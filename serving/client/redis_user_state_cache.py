@@ -10,22 +10,22 @@ from typing import Any
 
 from transform.extras import require_extra
 
-require_extra("redis", "serving.client.redis_context_cache", "redis")
+require_extra("redis", "serving.client.redis_user_state_cache", "redis")
 
 import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serving.client.context_cache import ContextCache, ContextKey
 from serving.client.transport import Tensors
+from serving.client.user_state_cache import UserStateCache, UserStateKey
 
 _log = logging.getLogger(__name__)
 
 PAUSE = 1.0  # seconds without Redis after a failure, so that its time-outs don't add up
 
 
-class RedisContextCache(ContextCache):
+class RedisUserStateCache(UserStateCache):
     """Keeps contexts in Redis under a time to live.
 
     Redis decides what goes when its memory is full: give it `maxmemory-policy allkeys-lru`. Where it fails, the context
@@ -58,7 +58,7 @@ class RedisContextCache(ContextCache):
         self._lock = threading.Lock()
         self._away_until: float | None = None
 
-    def get(self, key: ContextKey) -> Tensors | None:
+    def get(self, key: UserStateKey) -> Tensors | None:
         """The context, or None where Redis has none or fails."""
         context = None
         if not self._paused():
@@ -75,7 +75,7 @@ class RedisContextCache(ContextCache):
             self.misses += context is None
         return context
 
-    def put(self, key: ContextKey, context: Tensors) -> None:
+    def put(self, key: UserStateKey, context: Tensors) -> None:
         """Keeps a context, where Redis can."""
         if not self._paused():
             try:
@@ -84,7 +84,7 @@ class RedisContextCache(ContextCache):
             except (redis.RedisError, OSError) as error:
                 self._failed(error)
 
-    def _name(self, key: ContextKey) -> str:
+    def _name(self, key: UserStateKey) -> str:
         return f"{self._prefix}:{json.dumps(key)}"
 
     def _paused(self) -> bool:

@@ -1,4 +1,4 @@
-"""`Course`: where a training stands and what it recorded."""
+"""`TrainingState`: where a training stands and what it recorded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transform.spec.metric_table import find_metric
 from transform.spec.model_sections import EarlyStopping
 
 
-class Course:
+class TrainingState:
     """All that training knows beside its variables: plain numbers, which a checkpoint holds as JSON.
 
-    What is recorded goes to TensorBoard (the default summary writer) as well, and once more when a course is restored:
+    What is recorded goes to TensorBoard (the default summary writer) as well, and once more when a state is restored:
     the process that goes on writes into a folder of its own.
 
     Args:
@@ -48,9 +48,9 @@ class Course:
         """Whether early stopping ends the training."""
         return self._stopping is not None and len(self.epochs) - 1 - self.best_epoch >= self._stopping.patience
 
-    def add_losses(self, step: int, loss: float, of_tasks: Sequence[float]) -> None:
+    def add_losses(self, step: int, loss: float, per_task: Sequence[float]) -> None:
         """Records the loss and the tasks' losses [K] of a step."""
-        self.losses.append([step, loss, *of_tasks])
+        self.losses.append([step, loss, *per_task])
         self._log_losses(self.losses[-1])
 
     def add_epoch(self, loss: float, values: dict[str, dict[str, float]]) -> bool:
@@ -88,9 +88,9 @@ class Course:
         return bool(new > best if find_metric(stopping.metric).higher_is_better else new < best)
 
     def _log_losses(self, row: list[Any]) -> None:
-        step, loss, *of_tasks = row
+        step, loss, *per_task = row
         tf.summary.scalar("train/loss", loss, step=step)
-        for task, of_task in zip(self._tasks, of_tasks, strict=True):
+        for task, of_task in zip(self._tasks, per_task, strict=True):
             tf.summary.scalar(f"train/loss/{task}", of_task, step=step)
 
     def _log_epoch(self, epoch: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from transform.features.model_inputs import ModelInputs
 
 
 @keras.saving.register_keras_serializable(package="onerank")
-class ContextTokenizer(keras.layers.Layer):
+class HistoryTokenizer(keras.layers.Layer):
     """Joins a user's sequences into one list of context tokens: histories first, then anchors.
 
     An event's token is a projection of its features plus a learned vector for its position. Each anchor stands between
@@ -41,7 +41,7 @@ class ContextTokenizer(keras.layers.Layer):
         tasks=(Task("click"),),
     )
     events = {"events": np.ones((2, 7, 4)), "mask": np.ones((2, 7), bool)}
-    ContextTokenizer(inputs, d=8)({"seen": events, "liked": events})[0]  # [2, 16, 8]
+    HistoryTokenizer(inputs, d=8)({"seen": events, "liked": events})[0]  # [2, 16, 8]
     ```
 
     References:

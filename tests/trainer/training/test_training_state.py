@@ -8,8 +8,8 @@ import pytest
 from tests.testing.trainings import STEEP, rewritten, run, same_weights, weights_of, with_din
 from trainer.models.registry import build_model
 from trainer.training import trainer
-from trainer.training.course import Course
 from trainer.training.trainer import EPOCH_METRICS, evaluate
+from trainer.training.training_state import TrainingState
 from transform.features import request_example
 from transform.spec.model_sections import EarlyStopping
 
@@ -60,12 +60,12 @@ def test_the_model_has_the_best_epochs_weights(small, stopped):
     ],
 )
 def test_patience_is_counted_from_the_best_epoch(metric, values, best):
-    """Of a course alone; the next test shows that a training ends with its course."""
-    course = Course(["buy", "save"], EarlyStopping(task="buy", metric=metric, patience=2))
+    """Of a training_state alone; the next test shows that a training ends with its training_state."""
+    training_state = TrainingState(["buy", "save"], EarlyStopping(task="buy", metric=metric, patience=2))
     other, script = dict.fromkeys(EPOCH_METRICS, 0.5), iter(values)
-    while not course.is_over:
-        course.add_epoch(0.5, {"buy": {**other, metric: next(script)}, "save": other})
-    assert course.best_epoch == best and len(course.epochs) == best + 3
+    while not training_state.is_over:
+        training_state.add_epoch(0.5, {"buy": {**other, metric: next(script)}, "save": other})
+    assert training_state.best_epoch == best and len(training_state.epochs) == best + 3
 
 
 def test_a_training_ends_with_its_course_by_the_metric_that_is_watched(small, few, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_training_ends_with_its_course_by_the_metric_that_is_watched(small, fe
 
 def test_an_undefined_metric_does_not_end_the_run(small, few, tmp_path):
     def hide_shares(values):
-        values[request_example.mask_key("share")] = [0.0] * len(values[request_example.mask_key("share")])
+        values[request_example.weight_key("share")] = [0.0] * len(values[request_example.weight_key("share")])
 
     eval_files = rewritten(small.transformed["eval"], tmp_path / "eval.gz", hide_shares)
     trained = run(small, tmp_path / "run", with_din(small.spec, epochs=2), few, eval_files)

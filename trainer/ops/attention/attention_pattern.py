@@ -11,10 +11,10 @@ READS = ("first", "before", "all")
 
 
 @dataclass(frozen=True)
-class Visibility:
+class AttentionPattern:
     """Who reads whom in a list of M tokens that is cut into groups of equal size.
 
-    Token i of the group [s, e) reads the whole context (tokens beside the list, see `Context`), and of the list the
+    Token i of the group [s, e) reads the whole prefix (tokens beside the list, see `Prefix`), and of the list the
     intervals
 
     | `reads` | intervals | such as |
@@ -29,13 +29,13 @@ class Visibility:
         reads: str. `"first"`, `"before"` or `"all"`. Defaults to `"before"`.
         group_size: int. The tokens of a group. Defaults to None: the list is one group, and queries may be those of its
             last tokens alone.
-        first_reader: int. The place of the first token of a group that reads: the tokens before it are read, and left
+        query_offset: int. The place of the first token of a group that reads: the tokens before it are read, and left
             out of the result. Defaults to 0: all read.
     """
 
     reads: str = "before"
     group_size: int | None = None
-    first_reader: int = 0
+    query_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.reads not in READS:
@@ -46,33 +46,33 @@ class Visibility:
             raise ValueError(
                 f"`group_size` should be at least 1. Received: `group_size={self.group_size}`. Use None for one group."
             )
-        if not 0 <= self.first_reader < (self.group_size or 1):
+        if not 0 <= self.query_offset < (self.group_size or 1):
             raise ValueError(
-                "`first_reader` should be a place in a group. "
-                f"Received: `first_reader={self.first_reader}`, `group_size={self.group_size}`. Use 0 for all tokens."
+                "`query_offset` should be a place in a group. "
+                f"Received: `query_offset={self.query_offset}`, `group_size={self.group_size}`. Use 0 for all tokens."
             )
 
     @property
-    def readers(self) -> int:
+    def queries_per_group(self) -> int:
         """How many tokens of a group read."""
         if self.group_size is None:
-            raise TypeError("A list without groups has no readers of a group.")
-        return self.group_size - self.first_reader
+            raise TypeError("A list without groups has no queries_per_group of a group.")
+        return self.group_size - self.query_offset
 
-    def of_readers(self, tokens: Any) -> Any:
+    def select_queries(self, tokens: Any) -> Any:
         """Of all tokens [B, H, M, D] those that read, [B, H, Q, D]."""
-        if not self.first_reader:
+        if not self.query_offset:
             return tokens
         b, h, m, d = ops.shape(tokens)
         n = m // self.group_size
-        readers = ops.reshape(tokens, (b, h, n, self.group_size, d))[:, :, :, self.first_reader :]
-        return ops.reshape(readers, (b, h, n * self.readers, d))
+        queries_per_group = ops.reshape(tokens, (b, h, n, self.group_size, d))[:, :, :, self.query_offset :]
+        return ops.reshape(queries_per_group, (b, h, n * self.queries_per_group, d))
 
 
-CAUSAL = Visibility("before")
+CAUSAL = AttentionPattern("before")
 
 
-class Context(NamedTuple):
+class Prefix(NamedTuple):
     """The tokens that all tokens of a list read: keys and values [B, H, U, D], mask bool [B, U]; U may be 0."""
 
     keys: Any
