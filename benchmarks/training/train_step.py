@@ -187,7 +187,7 @@ def deep_problem(b: int = 32, n: int = 16, u: int = 128, d: int = 128, layers: i
         "candidates": {**ids("candidate", b, n), "mask": tf.ones((b, n), tf.bool)},
     }
     labels = tf.constant(generator.random((b, n, 3)) < 0.2, tf.float32)
-    targets = {"labels": labels, "mask": tf.ones_like(labels)}
+    targets = {"labels": labels, "weights": tf.ones_like(labels)}
 
     def make() -> RankingModel:
         keras.utils.set_random_seed(1)

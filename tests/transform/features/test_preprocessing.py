@@ -490,7 +490,7 @@ def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
     everything, asked = to_targets(SPEC, tensors), to_targets(SPEC, tensors, tasks)
     places = [SPEC.task_names.index(task) for task in tasks]
     ((_, of_batches),) = request_batches(SPEC, write_records(tmp_path / "all", [records]), 20, tasks=tasks)
-    for name in ("labels", "mask"):
+    for name in ("labels", "weights"):
         np.testing.assert_array_equal(asked[name], everything[name].numpy()[..., places])
         np.testing.assert_array_equal(of_batches[name], asked[name])
 
@@ -654,7 +654,7 @@ def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
     assert counts.requests == 20
     assert counts.candidates == sum(values["candidate_count"][0] for values in lists)
     for place, task in enumerate(tasks or SPEC.task_names):
-        labels, masks = (np.concatenate([values[f"{part}_{task}"] for values in lists]) for part in ("label", "mask"))
+        labels, masks = (np.concatenate([values[f"{part}_{task}"] for values in lists]) for part in ("label", "weight"))
         assert counts.observed[place] == masks.sum()
         assert counts.positives[place] == (labels * masks).sum() > 0
         assert counts.base_rates[place] == ((labels * masks).sum() + 1) / (masks.sum() + 2)

@@ -140,18 +140,18 @@ def after(owner, name, change):
 def group_attention_where(reads):
     """The bug of group attention in which token a of group i reads token c of group j where `reads(i, a, j, c)`."""
 
-    def attend(queries, keys, values, visibility, mask=None, context=None, bias=None):
-        if context is None:
-            return structured_attention.structured_attention(queries, keys, values, visibility, mask)
-        (b, _, m, e), g = queries.shape, visibility.group_size
+    def attend(queries, keys, values, pattern, mask=None, prefix=None, bias=None):
+        if prefix is None:
+            return structured_attention.structured_attention(queries, keys, values, pattern, mask)
+        (b, _, m, e), g = queries.shape, pattern.group_size
         places = list(np.ndindex(m // g, g))
         table = np.array([[reads(*query, *key) for key in places] for query in places])
-        to_context = np.broadcast_to(context.mask[:, None], (b, m, context.mask.shape[1]))
+        to_context = np.broadcast_to(prefix.mask[:, None], (b, m, prefix.mask.shape[1]))
         visible = np.concatenate([to_context, np.broadcast_to(table, (b, m, m))], axis=-1)[:, None]
-        keys, values = ops.concatenate([context.keys, keys], 2), ops.concatenate([context.values, values], 2)
-        is_item = np.array([0] * context.mask.shape[1] + [c == 0 for _, c in places], "float32")
+        keys, values = ops.concatenate([prefix.keys, keys], 2), ops.concatenate([prefix.values, values], 2)
+        is_item = np.array([0] * prefix.mask.shape[1] + [c == 0 for _, c in places], "float32")
         scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + bias[:, None, None] * is_item
-        return visibility.select_queries(ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values))
+        return pattern.select_queries(ops.matmul(ops.softmax(ops.where(visible, scores, -1e9)), values))
 
     return lambda monkeypatch: monkeypatch.setattr(private_channel_block, "structured_attention", attend)
 
