@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.initializers import glorot_of_one
 from trainer.ops.attention.softmax import HIDDEN, softmax
 
 
@@ -55,10 +56,9 @@ class CandidateAttention(keras.layers.Layer):
                 "`heads` should divide d, since each head takes an equal part of the width. "
                 f"Received: `heads={self.heads}`, d = {d}."
             )
-        limit = (6.0 / (2 * d)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
 
         def kernel(name: str) -> Any:
-            uniform = keras.initializers.RandomUniform(-limit, limit)
+            uniform = glorot_of_one(d, d)
             return self.add_weight(shape=(k, self.heads, d, d // self.heads), initializer=uniform, name=name)
 
         self.query_kernel = kernel("query_kernel")

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from trainer.layers.initializers import glorot_of_one
+
 KINDS = ("dot", "bilinear", "mlp")
 START_FACTOR = 0.2  # of alpha: at first, random matches move the logits little beside the base rate
 
@@ -65,8 +67,9 @@ class MatchingScorer(keras.layers.Layer):
             identity = np.broadcast_to(np.eye(d, dtype="float32"), (k, d, d))
             self.kernel = self.add_weight(shape=(k, d, d), initializer=lambda *_, **__: identity, name="kernel")
         if self.kind == "mlp":
-            limit = (6.0 / (4 * d)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
-            uniform = [keras.initializers.RandomUniform(-limit, limit) for _ in range(4)]
+            uniform = [
+                glorot_of_one(3 * d, d) for _ in range(4)
+            ]  # the task, the candidate and their product are its inputs
             self.task_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[0], name="task_kernel")
             self.candidate_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[1], name="candidate_kernel")
             self.product_kernel = self.add_weight(shape=(k, d, d), initializer=uniform[2], name="product_kernel")

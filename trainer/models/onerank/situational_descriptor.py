@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.initializers import glorot_of_one
 from trainer.layers.token_norm import TokenNorm
 
 
@@ -52,10 +53,9 @@ class SituationalDescriptor(keras.layers.Layer):
         self.describe.build((None, width))
         self.norm = TokenNorm(dtype=self.dtype_policy, name="norm")
         self.norm.build((None, self.d))
-        limit = (6.0 / (2 * self.d)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
         self.query_kernel = self.add_weight(
             shape=(self.tasks, self.d, self.d),
-            initializer=keras.initializers.RandomUniform(-limit, limit),
+            initializer=glorot_of_one(self.d, self.d),
             name="query_kernel",
         )
         self.query_bias = self.add_weight(shape=(self.tasks, self.d), initializer="zeros", name="query_bias")

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.layers.initializers import glorot_of_one
+
 
 @keras.saving.register_keras_serializable(package="onerank")
 class SummaryMerge(keras.layers.Layer):
@@ -34,10 +36,9 @@ class SummaryMerge(keras.layers.Layer):
     def build(self, summary_shape: Any) -> None:
         """Creates the projections that merge the heads; those of all tasks are one variable."""
         k, heads, width = summary_shape["read"][-3:]
-        limit = (6.0 / (2 * heads * width)) ** 0.5  # Glorot's limit for one task's matrix, not for the stack of all
         self.kernel = self.add_weight(
             shape=(k, heads, width, heads * width),
-            initializer=keras.initializers.RandomUniform(-limit, limit),
+            initializer=glorot_of_one(heads * width, heads * width),
             name="kernel",
         )
         self.built = True
