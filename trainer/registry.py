@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -35,7 +36,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._room = room
         self._base = base
-        self._provided = {"self", "kwargs", *provided}
+        self._provided = {"self", *provided}
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -69,18 +70,24 @@ class Registry(Generic[T]):
             SpecError: for an unknown name or setting, or a value of a wrong type.
         """
         cls = self._imported(name, where) if is_import_path(name) else self._registered(name, where)
-        types = get_type_hints(cls.__init__)
-        known = self.settings(cls)
+        parameters, types = self._parameters(cls), _types(cls, name, where)
         for setting, value in settings.items():
-            if setting not in known:
+            if setting not in parameters:
                 raise SpecError(
                     f"{where}.{setting}: a setting of `{name}` is expected. Received: `{setting}`. "
-                    + _cure(setting, known, f"Known: {', '.join(known) or 'none'}.")
+                    + _cure(setting, parameters, f"Known: {', '.join(parameters) or 'none'}.")
                 )
             try:
-                TypeAdapter(types[setting]).validate_python(value, strict=True)
-            except ValidationError as error:
-                raise SpecError(f"{where}.{setting}: {error.errors()[0]['msg']}. Received: {value!r}.") from error
+                # as JSON: a list of a YAML file is what a constructor calls a tuple
+                TypeAdapter(types.get(setting, Any)).validate_json(json.dumps(value), strict=True)
+            except (ValidationError, TypeError) as error:
+                told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                raise SpecError(f"{where}.{setting}: {told}. Received: {value!r}.") from error
+        for setting, parameter in parameters.items():
+            if parameter.default is parameter.empty and setting not in settings:
+                raise SpecError(
+                    f"{where}.{setting}: a value is expected, as `{name}` has no default for it. Received: nothing."
+                )
         return cls
 
     def build(self, name: str, settings: Mapping[str, Any], where: str, /, *arguments: Any, **options: Any) -> T:
@@ -97,17 +104,24 @@ class Registry(Generic[T]):
             The instance.
 
         Raises:
-            SpecError: as `find`, and for a value that the constructor refuses.
+            SpecError: as `find`, and for a value that the constructor refuses with a ValueError.
         """
         cls = self.find(name, settings, where)
         try:
             return cls(*arguments, **settings, **options)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise SpecError(f"{where}: {error}") from error
 
     def settings(self, cls: type[T]) -> list[str]:
         """The names of a class's settings: the parameters of its constructor that a spec may give."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in self._provided]
+        return list(self._parameters(cls))
+
+    def _parameters(self, cls: type[T]) -> dict[str, inspect.Parameter]:
+        return {
+            name: parameter
+            for name, parameter in inspect.signature(cls.__init__).parameters.items()
+            if name not in self._provided and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
 
     def _registered(self, name: str, where: str) -> type[T]:
         classes = self.classes()
@@ -126,6 +140,16 @@ class Registry(Generic[T]):
                 f"`{path}`, which is {found!r}."
             )
         return found
+
+
+def _types(cls: type[Any], name: str, where: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError as error:
+        raise SpecError(
+            f"{where}.name: a constructor whose types can be resolved is expected. Received: `{name}`, {error}. Import "
+            "the type where the class is defined, not under TYPE_CHECKING alone."
+        ) from error
 
 
 def _cure(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -182,7 +182,7 @@ def _train(prepared: Prepared, spec: RankingSpec, tasks: tuple[str, ...], folder
     started = time.perf_counter()
     trained = train(spec, inputs, files["train"], files["eval"], str(folder))
     seconds = time.perf_counter() - started
-    counts = count_labels(spec, files["test"])
+    counts = count_labels(inputs, files["test"])
     candidates = round(counts.candidates / counts.requests)
     rows = predict(spec, trained.model, files["test"])
     return {

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.quality.compare_models import WIDTH_WITHOUT_TERMINAL, load_variants, versions
 from trainer.metrics import ranking_metrics
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from trainer.training.trainer import Optimizers, make_train_step, start_at_base_rates, start_from_seed
 from transform.datasets.synthetic import write
 from transform.errors import UserError
@@ -85,15 +85,15 @@ def measure(prepared: Prepared, spec: RankingSpec, steps: int) -> dict[str, Any]
     start_from_seed(spec.training)
     files = {split: prepared.files("transformed", split) for split in ("train", "eval")}
     model = build_model(spec.model, prepared.inputs)
-    start_at_base_rates(model, count_labels(spec, files["train"]))
-    loss_fn = model.make_loss(spec.model.loss)
+    start_at_base_rates(model, count_labels(prepared.inputs, files["train"]))
+    loss_fn = build_loss(model, spec.model.loss)
     settings = spec.training
     batches = request_batches(
-        spec, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed
+        prepared.inputs, files["train"], settings.batch_requests, settings.shuffle_requests, settings.seed
     ).repeat()
     optimizers = Optimizers(spec.training, model, loss_fn, steps)
     step_fn = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)
-    held_out = list(request_batches(spec, files["eval"], EVAL_REQUESTS).take(1))
+    held_out = list(request_batches(prepared.inputs, files["eval"], EVAL_REQUESTS).take(1))
     course = []
     for step, (batch, targets) in enumerate(batches.take(steps + 1)):
         if step % EVERY_STEPS == 0:

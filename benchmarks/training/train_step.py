@@ -34,7 +34,7 @@ from trainer.layers.token_dense import TokenDense
 from trainer.losses.pointwise import PointwiseLoss
 from trainer.models.base import RankingModel
 from trainer.models.onerank.model import OneRank
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from trainer.ops.fused import fused_attention, unavailable
 from trainer.ops.kernels import use_kernels
 from trainer.training.cost import batch_cost
@@ -200,7 +200,7 @@ def deep_problem(b: int = 32, n: int = 16, u: int = 128, d: int = 128, layers: i
 
 def problem_of(spec: RankingSpec, inputs: ModelInputs, files: Sequence[str]) -> Problem:
     """A spec's model and the first batch of its data, padding and all."""
-    batch, targets = next(iter(request_batches(spec, files, spec.training.batch_requests)))
+    batch, targets = next(iter(request_batches(inputs, files, spec.training.batch_requests)))
 
     def make() -> RankingModel:
         keras.utils.set_random_seed(1)
@@ -209,7 +209,7 @@ def problem_of(spec: RankingSpec, inputs: ModelInputs, files: Sequence[str]) -> 
             block.drop.rate = 0  # it draws other numbers each time, and Keras's attention here has none
         return model
 
-    counts = count_labels(spec, files)
+    counts = count_labels(inputs, files)
     lengths = [int(part["mask"].shape[1]) for part in batch["sequences"].values()]
     b, n = batch["candidates"]["mask"].shape
     filled = round(counts.candidates / counts.requests)
@@ -287,9 +287,9 @@ def _keras_dense() -> Iterator[None]:
 def input_wait_percent(spec: RankingSpec, inputs: ModelInputs, files: Sequence[str]) -> float:
     """The share of an epoch's time for which the loop waits for a batch, after the first, which fills the buffer."""
     model, settings = build_model(spec.model, inputs), spec.training
-    loss_fn = model.make_loss(spec.model.loss)
+    loss_fn = build_loss(model, spec.model.loss)
     optimizers = Optimizers(settings, model, loss_fn, steps=1000)
-    batches = request_batches(spec, files, settings.batch_requests, settings.shuffle_requests)
+    batches = request_batches(inputs, files, settings.batch_requests, settings.shuffle_requests)
     step = make_train_step(model, loss_fn, optimizers, settings, batches.element_spec)
     timer = PrefetchTimer()
     started = waited = 0.0

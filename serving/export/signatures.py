@@ -134,7 +134,7 @@ class RankingSignatures(tf.Module):
 
     def _preprocessed(self, raw: dict[str, tf.SparseTensor]) -> Batch:
         # What the inputs don't suffice for is left out; a group that is missing fails below, at export.
-        return to_batch(self._spec, self._preprocess(raw) if raw else {})
+        return to_batch(self.model.inputs_spec, self._preprocess(raw) if raw else {})
 
     def _with_user_state(self, inputs: Tensors) -> tuple[Tensors, Batch]:
         """The cache, and the batch of the raw inputs beside it."""

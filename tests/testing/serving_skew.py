@@ -93,7 +93,8 @@ def _trained(spec: RankingSpec, model: RankingModel, transformed: Sequence[bytes
     powers = np.array([spec.score_powers.get(task, 0.0) for task in spec.task_names])
     found = []
     for start in range(0, len(transformed), BATCH):
-        batch = to_batch(spec, parse_transformed(spec, tf.constant(transformed[start : start + BATCH])))
+        serialized = tf.constant(transformed[start : start + BATCH])
+        batch = to_batch(model.inputs_spec, parse_transformed(model.inputs_spec, serialized))
         probabilities = tf.sigmoid(model(batch, training=False)).numpy()
         for per_request, mask in zip(probabilities, batch["candidates"]["mask"].numpy(), strict=True):
             score = np.exp(np.log(per_request[mask]) @ powers)

@@ -18,7 +18,7 @@ from transform.errors import DataError, SpecError
 from transform.feature_types import base
 from transform.features import request_example
 from transform.features.dataset import to_batch
-from transform.features.model_inputs import Column, columns, table_rows
+from transform.features.model_inputs import Column, ModelInputs, columns, table_rows
 from transform.features.preprocessing import make_preprocessing_fn
 from transform.spec.loading import parse_spec
 
@@ -102,10 +102,11 @@ def requests(tmp_path):
 
 def batch_of(sparse):
     """The batch of model inputs; nothing here is learned by an analysis, so preprocessing runs as it is."""
-    targets = request_example.target_dtypes(flag_spec())
+    targets = request_example.target_dtypes(flag_spec().task_names)
     passed = {request_example.REQUEST_ID: tf.string, **targets}
     missing = {key: tf.sparse.from_dense(tf.zeros([0, 0], dtype)) for key, dtype in passed.items() if key not in sparse}
-    return to_batch(flag_spec(), make_preprocessing_fn(flag_spec())({**missing, **sparse}))
+    inputs = ModelInputs.from_spec(flag_spec(), lambda _: 1)
+    return to_batch(inputs, make_preprocessing_fn(flag_spec())({**missing, **sparse}))
 
 
 def parsed(requests):

@@ -46,7 +46,7 @@ def transformed_inputs(small, requests: list[bytes]) -> dict[str, np.ndarray]:
     """Every transformed input of the requests in the order of their ids, flat by key."""
     ordered = sorted(requests, key=_request_id)
     raw = tf.io.parse_example(tf.constant(ordered), raw_feature_spec(small.spec, targets=False))
-    batch = to_batch(small.spec, small.transform_output.transform_features_layer()(raw))
+    batch = to_batch(small.inputs(), small.transform_output.transform_features_layer()(raw))
     inputs = {**batch["user"], **batch["context"], **batch["candidates"]}
     for sequence, parts in batch["sequences"].items():
         inputs.update({sequence_key(sequence, part): values for part, values in parts.items()})
@@ -94,11 +94,11 @@ def test_no_outcome_is_among_the_transformed_features(small):
     """Names, and values: no input tells a label of the same impression with certainty."""
     columns = {feature.source_column for _, feature in small.spec.feature_groups()}
     assert not columns & set(OUTCOMES)
-    assert not set(transformed_dtypes(small.spec)) & set(OUTCOMES)
+    assert not set(transformed_dtypes(small.inputs())) & set(OUTCOMES)
     from trainer.metrics.ranking_metrics import auc
     from transform.features.batching import request_batches
 
-    batch, targets = next(iter(request_batches(small.spec, small.transformed["train"], 10_000)))
+    batch, targets = next(iter(request_batches(small.inputs(), small.transformed["train"], 10_000)))
     present = batch["candidates"]["mask"].numpy()
     for k, task in enumerate(small.spec.task_names):
         observed = targets["weights"].numpy()[present][:, k]

@@ -111,7 +111,7 @@ def trainer_scores(
     for start in range(0, len(requests), BATCH_REQUESTS):
         some = requests[start : start + BATCH_REQUESTS]
         raw = tf.io.parse_example(some, request_examples.raw_feature_spec(spec, targets=False))
-        batch = to_batch(spec, preprocess(raw))
+        batch = to_batch(model.inputs_spec, preprocess(raw))
         logits = model(batch, training=False).numpy().astype("float64")
         for per_request, present in zip(logits, batch["candidates"]["mask"].numpy(), strict=True):
             logarithms = -np.logaddexp(0, -per_request[present])

@@ -55,8 +55,8 @@ class RankingModel(keras.Model):
             training: bool.
 
         Returns:
-            The user state: named tensors whose first axis is B. A client may keep it, so it must depend on the user and
-            the sequences alone, never on the request's context or its candidates.
+            The user state: named tensors whose first axis is B, masks among them as booleans [B, U]. A client may keep
+            it, so it must depend on the user and the sequences alone, never on the request's context or candidates.
         """
         raise NotImplementedError(f"`{type(self).__name__}` should define `encode_user`.")
 
@@ -90,21 +90,19 @@ class RankingModel(keras.Model):
     def make_loss(self, settings: Loss) -> RankingLoss:
         """The loss that the model is trained with.
 
-        A model whose outputs need a loss of their own writes this. An auxiliary objective needs no loss: what a layer
-        adds by `add_loss` is minimised too.
+        A model whose outputs need a loss of their own writes this; its settings are then the model's, and a spec that
+        names a loss is refused. An auxiliary objective needs no loss: what a layer adds by `add_loss` is minimised too.
 
         Args:
             settings: Loss. The spec's `model.loss`.
 
         Returns:
-            The loss, built. The default is the one that the spec names.
+            The loss. The default is the one that the spec names.
 
         Raises:
             SpecError: when there is no such loss, or it does not take the settings.
         """
-        loss = LOSSES.build(settings.name, settings.settings, "model.loss", self.inputs_spec.tasks)
-        loss.build()
-        return loss
+        return LOSSES.build(settings.name, settings.settings, "model.loss", self.inputs_spec.tasks)
 
     # === What all models share ===
 
@@ -114,8 +112,26 @@ class RankingModel(keras.Model):
         return self.score_candidates(user_state, batch["context"], batch["candidates"], training=training)
 
     def create_variables(self) -> None:
-        """Creates all variables by a call on an empty request, so that they exist before any graph is traced."""
-        self(empty_batch(self.inputs_spec), training=False)
+        """Creates all variables by a call on an empty request, so that they exist before any graph is traced.
+
+        Raises:
+            ValueError: when the logits or the user state do not have the shapes that the contract says.
+        """
+        batch = empty_batch(self.inputs_spec)
+        logits = self(batch, training=False)
+        expected = (1, 2, len(self.inputs_spec.tasks))
+        if tuple(logits.shape) != expected:
+            raise ValueError(
+                f"Logits [B, N, K], here of shape {expected}, are expected of `{type(self).__name__}`. Received: shape "
+                f"{tuple(logits.shape)}."
+            )
+        for name, tensor in self.encode_user(batch["user"], batch["sequences"], training=False).items():
+            is_mask = keras.backend.standardize_dtype(tensor.dtype) == "bool"
+            if not len(tensor.shape) or tensor.shape[0] != 1 or (is_mask and len(tensor.shape) != 2):
+                raise ValueError(
+                    f"A user state of tensors [B, ...], and of masks [B, U], is expected of `encode_user` of "
+                    f"`{type(self).__name__}`. Received: `{name}` of shape {tuple(tensor.shape)} for one request."
+                )
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

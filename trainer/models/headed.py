@@ -16,11 +16,16 @@ class HeadedModel(RankingModel):
 
     Args:
         inputs: ModelInputs, or its config.
-        head: dict. The head: its `name` (see `trainer.heads`) and its settings.
+        head: dict. The head: its `name` (see `trainer.heads`) and its settings. Defaults to a shared bottom.
+
+    Raises:
+        ValueError: when `head` has no name.
+        SpecError: when there is no such head, or it does not take the settings.
     """
 
-    def __init__(self, inputs: ModelInputs | dict[str, Any], head: dict[str, Any], **kwargs: Any):
+    def __init__(self, inputs: ModelInputs | dict[str, Any], head: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(inputs, **kwargs)
+        head = {"name": "shared_bottom"} if head is None else head
         if "name" not in head:
             raise ValueError(f"`head` should hold the `name` of a head. Received: `head={head}`.")
         self.head_settings = dict(head)

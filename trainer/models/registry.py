@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
+import numpy as np
 
 from trainer.heads.registry import HEADS
+from trainer.losses.base import RankingLoss
 from trainer.losses.registry import LOSSES
 from trainer.models.base import RankingModel
+from trainer.models.headed import HeadedModel
 from trainer.registry import Registry
 from transform.errors import SpecError
 from transform.features.model_inputs import ModelInputs
-from transform.spec.model_sections import Model
+from transform.spec.model_sections import Loss, Model
 
 MODELS: Registry[RankingModel] = Registry("model", "trainer.models", RankingModel, provided=("inputs", "head"))
 
@@ -31,9 +33,38 @@ def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
     find_model(model)
     head = {} if model.head is None else {"head": {"name": model.head.name, **model.head.settings}}
     built = MODELS.build(model.name, model.settings, "model", inputs, **head)
-    built.create_variables()
-    built.make_loss(model.loss)  # a setting that the loss refuses is reported now, not when training begins
+    try:
+        built.create_variables()
+    except ValueError as error:
+        raise SpecError(f"model: {error}") from error
+    build_loss(built, model.loss)  # what is wrong with it is reported now, not when training begins
     return built
+
+
+def build_loss(model: RankingModel, settings: Loss) -> RankingLoss:
+    """The loss that a model is trained with, its own weights created.
+
+    Args:
+        model: RankingModel. With its variables created.
+        settings: Loss. The spec's `model.loss`.
+
+    Returns:
+        The loss.
+
+    Raises:
+        SpecError: when there is no such loss, it does not take the settings, or it does not give one value per task.
+    """
+    loss = model.make_loss(settings)
+    shape = (1, 2, len(model.inputs_spec.tasks))
+    if not loss.built:
+        loss.build(shape)  # before a graph is traced and before optimizers look for variables
+    found = tuple(loss(np.zeros(shape, "float32"), np.zeros(shape, "float32"), np.ones(shape, "float32")).shape)
+    if found != shape[2:]:
+        raise SpecError(
+            f"model.loss: one value per task, of shape {shape[2:]}, is expected of `{type(loss).__name__}`. Received: "
+            f"shape {found}."
+        )
+    return loss
 
 
 def find_model(model: Model) -> type[RankingModel]:
@@ -49,7 +80,13 @@ def find_model(model: Model) -> type[RankingModel]:
         SpecError: for an unknown model, head or loss, an unknown setting of one of them, or a value of a wrong type.
     """
     cls = MODELS.find(model.name, model.settings, "model")
-    LOSSES.find(model.loss.name, model.loss.settings, "model.loss")
+    if cls.make_loss is RankingModel.make_loss:
+        LOSSES.find(model.loss.name, model.loss.settings, "model.loss")
+    elif model.loss != Loss():
+        raise SpecError(
+            f"model.loss: no loss is expected: `{model.name}` has a loss of its own, whose settings are the model's. "
+            f"Received: `{model.loss.name}`. Leave `loss` out."
+        )
     if model.head is not None:
         if not takes_head(cls):
             raise SpecError(
@@ -61,5 +98,5 @@ def find_model(model: Model) -> type[RankingModel]:
 
 
 def takes_head(cls: type[RankingModel]) -> bool:
-    """Whether a model takes a head: its constructor has a parameter `head`."""
-    return "head" in inspect.signature(cls.__init__).parameters
+    """Whether a model takes a head."""
+    return issubclass(cls, HeadedModel)

@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from trainer.models.base import RankingModel
 from trainer.models.recomputable import RecomputableBlocks
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from trainer.models.setwise import SetwiseScoring, score_summary, summarize_candidates
 from trainer.testing.random_batches import EXAMPLE_INPUTS, random_batch
 from transform.errors import SpecError
-from transform.features.model_inputs import ModelInputs
-from transform.spec.model_sections import Loss, Model
+from transform.features.model_inputs import ModelInputs, Task
+from transform.spec.model_sections import Model
 
 Batch = dict[str, dict[str, Any]]
 
@@ -232,6 +232,41 @@ class ModelContract:
         losses = self._losses(built, self._loss(built))
         assert losses.shape == (len(self.inputs.tasks),) and np.isfinite(losses).all()
 
+    def test_its_loss_weighs_the_tasks(self, built: RankingModel) -> None:
+        """As `tasks[].weight` of the spec says: twice the weight is twice the loss."""
+        weights = np.arange(1, len(self.inputs.tasks) + 1)
+        tasks = [replace(task, weight=float(weight)) for task, weight in zip(self.inputs.tasks, weights, strict=True)]
+        ones = [replace(task, weight=1.0) for task in self.inputs.tasks]
+        weighted, plain = (
+            self._losses(built, self._loss(self._with_weights_of(built, some))) for some in (tasks, ones)
+        )
+        np.testing.assert_allclose(_numpy(weighted), _numpy(plain) * weights, rtol=1e-5)
+
+    def test_what_stands_where_no_label_is_reaches_neither_loss_nor_gradient(self, built: RankingModel) -> None:
+        loss, (b, n, k) = self._loss(built), (3, 4, len(self.inputs.tasks))
+        random = np.random.default_rng(2)
+        logits, labels = (random.normal(size=(b, n, k)).astype("float32"), random.integers(0, 2, (b, n, k)))
+        weights = (~PADDED[..., None] * np.ones(k)).astype("float32")
+        results = []
+        for nothing in (0.0, np.nan):
+            filled = tf.constant(np.where(PADDED[..., None], nothing, logits).astype("float32"))
+            with tf.GradientTape() as tape:
+                tape.watch(filled)
+                total = tf.reduce_sum(loss(filled, labels.astype("float32"), weights))
+            results.append((float(total), np.where(PADDED[..., None], 0, tape.gradient(total, filled).numpy())))
+        assert np.isfinite(results[1][0]) and np.isfinite(results[1][1]).all(), "a NaN of padding is multiplied by 0"
+        np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-6)
+        np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-7)
+
+    def test_every_weight_of_its_loss_is_there_before_training_and_learns(self, built: RankingModel) -> None:
+        loss = self._loss(built)
+        before = [variable.path for variable in loss.trainable_variables]
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(self._losses(built, loss))
+        assert [variable.path for variable in loss.trainable_variables] == before
+        gradients = tape.gradient(total, [variable.value for variable in loss.trainable_variables])
+        assert all(gradient is not None and np.any(gradient) for gradient in gradients)
+
     def test_the_initial_bias_moves_the_logits_of_its_task_alone(self) -> None:
         built = self.build()
         bias = built.initial_bias()
@@ -255,7 +290,11 @@ class ModelContract:
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6, err_msg=variable.path)
 
     def _loss(self, built: RankingModel) -> Any:
-        return built.make_loss(Model(**self.model).loss if "loss" in self.model else Loss())
+        return build_loss(built, Model(**self.model).loss)
+
+    def _with_weights_of(self, built: RankingModel, tasks: list[Task]) -> RankingModel:
+        config = {**built.get_config(), "inputs": replace(self.inputs, tasks=tuple(tasks)).to_config()}
+        return type(built).from_config(config)
 
     def _losses(self, built: RankingModel, loss: Any, training: bool = False) -> Any:
         batch = self.batch(candidates=[4, 4, 4])

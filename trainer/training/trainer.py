@@ -20,7 +20,7 @@ from trainer.losses.base import RankingLoss
 from trainer.metrics import ranking_metrics
 from trainer.models.base import RankingModel
 from trainer.models.recomputable import RecomputableBlocks
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from trainer.training.check_settings import check_training
 from trainer.training.checkpoints import TrainingCheckpoints
 from trainer.training.cost import batch_cost
@@ -31,7 +31,7 @@ from trainer.training.precision import autocast
 from trainer.training.training_state import TrainingState
 from transform.errors import PipelineError, SpecError
 from transform.features.batching import LabelCounts, count_labels, request_batches, request_ids
-from transform.features.model_inputs import ModelInputs, columns
+from transform.features.model_inputs import ModelInputs
 from transform.features.padding import count_buckets
 from transform.import_path import is_import_path
 from transform.spec.metric_table import METRICS
@@ -82,7 +82,7 @@ def train(
 
     The tasks' biases start at their base rates. Writes into `run_dir`: `logs/` for TensorBoard,
     `checkpoints/last.weights.h5` and `checkpoints/best.weights.h5`, `training.json` with the metrics of each epoch, and
-    `gradients.json` with the tasks' gradients as `diagnostics.GradientProbe` measures them.
+    `gradients.json` with the tasks' gradients as `gradient_probe.GradientProbe` measures them.
 
     Args:
         spec: RankingSpec.
@@ -94,7 +94,7 @@ def train(
             alone; the caller deletes it when it needs it no more. Defaults to no checkpoints.
 
     Returns:
-        The model and its training_state.
+        The model and its records.
 
     Raises:
         SpecError: when the model's settings are wrong, or early stopping watches a task that is not learned.
@@ -109,11 +109,11 @@ def train(
             f"Received: `{settings.early_stopping.task}`. Watch one of them."
         )
     start_from_seed(settings)
-    counts = count_labels(spec, train_files, tasks)
+    counts = count_labels(inputs, train_files)
     if counts.requests == 0:
         raise PipelineError("split.train: requests to learn from are expected. Received: none. Widen the range.")
     if settings.early_stopping:
-        _check_watched(spec, eval_files, settings.early_stopping.task)
+        _check_watched(inputs, eval_files, settings.early_stopping.task)
     steps = -(-counts.requests // settings.batch_requests)
     model = build_model(spec.model, inputs)
     check_training(spec, model)
@@ -121,7 +121,7 @@ def train(
     cost = batch_cost(model, settings.batch_requests, round(counts.candidates / counts.requests), 10**6)
     size = f"{counts.requests:,} requests in {steps:,} steps"
     print(f"    {spec.model.name}: {size}; {cost}, with full histories", flush=True)
-    loss_fn = model.make_loss(spec.model.loss)
+    loss_fn = build_loss(model, spec.model.loss)
     optimizers = Optimizers(settings, model, loss_fn, steps * settings.epochs)
     training_state = TrainingState(tasks, settings.early_stopping)
     best, last = (os.path.join(run_dir, "checkpoints", f"{name}.weights.h5") for name in ("best", "last"))
@@ -134,12 +134,12 @@ def train(
             NOTICES.warning(
                 "Training goes on after %d epochs and %d steps.", len(training_state.epochs), training_state.step
             )
-        element_spec = _epoch_batches(spec, train_files, tasks, 0).element_spec
+        element_spec = _epoch_batches(spec, inputs, train_files, 0).element_spec
         step_fn = make_train_step(model, loss_fn, optimizers, settings, element_spec)
         probe = GradientProbe(model, loss_fn, tasks, element_spec, settings.gradients_every, training_state.gradients)
         shapes: set[Any] = set()
         while len(training_state.epochs) < settings.epochs and not training_state.is_over:
-            batches = _epoch_batches(spec, train_files, tasks, len(training_state.epochs), training_state.step)
+            batches = _epoch_batches(spec, inputs, train_files, len(training_state.epochs), training_state.step)
             loss = run_epoch(settings, batches, step_fn, probe, steps, training_state, checkpoints, shapes)
             values = evaluate(spec, model, eval_files)
             is_best = training_state.add_epoch(loss, values)
@@ -150,7 +150,9 @@ def train(
             if checkpoints:
                 checkpoints.save()
     if settings.jit_compile:
-        logging.info("XLA compiled the training step for %d shapes of a batch; %s", len(shapes), _most_shapes(spec))
+        logging.info(
+            "XLA compiled the training step for %d shapes of a batch; %s", len(shapes), _most_shapes(spec, inputs)
+        )
     if isinstance(model, RecomputableBlocks):
         model.gradient_checkpointing = False
     _save_weights(model, last)
@@ -173,9 +175,9 @@ def start_from_seed(settings: Training) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> None:
+def _check_watched(inputs: ModelInputs, eval_files: Sequence[str], task: str) -> None:
     """A metric of one class is undefined: the first epoch would be the best for want of another."""
-    counts = count_labels(spec, eval_files, (task,))
+    counts = count_labels(inputs.for_tasks([task]), eval_files)
     if not 0 < counts.positives[0] < counts.observed[0]:
         raise PipelineError(
             f"training.early_stopping.task: a task with positives and negatives in the eval split is expected. "
@@ -184,9 +186,10 @@ def _check_watched(spec: RankingSpec, eval_files: Sequence[str], task: str) -> N
         )
 
 
-def _most_shapes(spec: RankingSpec) -> str:
-    of_sets = any(column.kind == "ids" for column in columns(spec))
-    return f"at most {count_buckets(spec)} are possible" + ", for each size of the sets" * of_sets
+def _most_shapes(spec: RankingSpec, inputs: ModelInputs) -> str:
+    has_sets = any(column.kind == "ids" for column in inputs.columns)
+    most = count_buckets(inputs, spec.request.max_candidates)
+    return f"at most {most} are possible" + ", for each size of the sets" * has_sets
 
 
 def start_at_base_rates(model: RankingModel, counts: LabelCounts) -> None:
@@ -218,7 +221,7 @@ def predict(spec: RankingSpec, model: RankingModel, files: Sequence[str]) -> dic
         is longer than `request.max_candidates` are one request.
     """
     tasks = model.inputs_spec.task_names
-    batches = request_batches(spec, files, spec.training.batch_requests, tasks=tasks)
+    batches = request_batches(model.inputs_spec, files, spec.training.batch_requests)
 
     @tf.function(input_signature=[batches.element_spec[0]], autograph=False)
     def score(batch: dict) -> tf.Tensor:
@@ -304,9 +307,8 @@ def make_train_step(
         element_spec: the dataset's (batch, targets).
     """
     if isinstance(model, RecomputableBlocks):
-        model.gradient_checkpointing = (
-            settings.gradient_checkpointing
-        )  # in all gradients: those that are measured need the same memory
+        # in all gradients: those that are measured need the same memory
+        model.gradient_checkpointing = settings.gradient_checkpointing
 
     @tf.function(input_signature=list(element_spec), jit_compile=settings.jit_compile, autograph=False)
     def step(batch: dict, targets: dict) -> tuple[tf.Tensor, tf.Tensor]:
@@ -315,7 +317,7 @@ def make_train_step(
                 logits = model(batch, training=True)
             losses = loss_fn(logits, targets["labels"], targets["weights"])
             loss = tf.reduce_sum(losses)
-            for added in model.losses:  # by `add_loss` in a layer or the model: auxiliary objectives
+            for added in [*model.losses, *loss_fn.losses]:  # by `add_loss` or a regularizer: auxiliary objectives
                 loss += tf.cast(added, loss.dtype)
             if settings.embedding_l2:
                 loss += settings.embedding_l2 * model.embedding.penalty(batch)
@@ -328,14 +330,14 @@ def make_train_step(
 
 
 def _epoch_batches(
-    spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...], epoch: int, skip: int = 0
+    spec: RankingSpec, inputs: ModelInputs, files: Sequence[str], epoch: int, skip: int = 0
 ) -> tf.data.Dataset:
     """The shuffled training data of an epoch. Each has a seed of its own, so that none depends on those before it."""
     settings = spec.training
     (seed,) = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)
     return request_batches(
-        *(spec, files, settings.batch_requests, settings.shuffle_requests, int(seed), tasks, skip),
-        pad_to_buckets=settings.jit_compile,
+        *(inputs, files, settings.batch_requests, settings.shuffle_requests, int(seed), skip),
+        pad_to_buckets_of=spec.request.max_candidates if settings.jit_compile else None,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
 
 from transform.import_path import imported_packages
 from transform.source_hash import source_files
@@ -13,7 +12,8 @@ from transform.spec.ranking_spec import RankingSpec
 
 ROOMS = ("trainer.models", "trainer.heads", "trainer.losses")
 _REGISTERED = re.compile(r"""^@[A-Z]+\.register\(["'](\w+)["']""", re.MULTILINE)
-_NAMED = re.compile(r"""["']name["']: ["'](\w+)["']""")  # a default that a model's own code names: {"name": "mmoe"}
+_NAMED = re.compile(r"""["']name["']: *["']([^"']+)["']""")  # a default that code names: {"name": "mmoe"}
+_IMPORTED = re.compile(r"\btrainer\.(?:models|heads|losses)\.\w+")
 
 
 def chosen_names(spec: RankingSpec) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def chosen_names(spec: RankingSpec) -> tuple[str, ...]:
 def training_code(*chosen: str) -> tuple[str, ...]:
     """The modules that a training runs.
 
-    Of the models, heads and losses only those count that the spec names, that a chosen model names as its default, and
+    Of the models, heads and losses only those count that the spec names, that those name as a default or import, and
     what registers none, as it is shared by all: one more of them trains nobody again.
 
     Args:
@@ -43,29 +43,37 @@ def training_code(*chosen: str) -> tuple[str, ...]:
     Raises:
         ModuleNotFoundError: when there is no module of an import path.
     """
-    packages = imported_packages(chosen)
-    names = {*chosen, *(name for package in packages for name in _NAMED.findall(_source(package)))}
     return (
         *(
             f"transform.{room}"
             for room in ("errors", "extras", "feature_types", "features", "import_path", "list_text", "section", "spec")
         ),
         *(f"trainer.{room}" for room in ("layers", "metrics", "ops", "registry", "training")),
-        *_of_rooms(names),
-        *packages,
+        *sorted(_of_rooms(set(chosen))),
     )
 
 
-def _of_rooms(chosen: set[str]) -> Iterator[str]:
-    """The modules of the rooms, models first: what they name as a default is chosen too."""
-    for room in ROOMS:
-        for found in pkgutil.iter_modules(importlib.import_module(room).__path__):
-            module = f"{room}.{found.name}"
-            source = _source(module)
-            registered = set(_REGISTERED.findall(source))
-            if not registered or registered & chosen:
-                chosen |= set(_NAMED.findall(source)) if registered else set()
-                yield module
+def _of_rooms(names: set[str]) -> set[str]:
+    """The modules of the rooms and the packages outside this project, with all that they name or import."""
+    sources = {
+        f"{room}.{found.name}": _source(f"{room}.{found.name}")
+        for room in ROOMS
+        for found in pkgutil.iter_modules(importlib.import_module(room).__path__)
+    }
+    registered = {module: set(_REGISTERED.findall(source)) for module, source in sources.items()}
+    found = {module for module in sources if not registered[module]}  # shared by all
+    followed: set[str] = set()
+    while True:
+        found |= {module for module in sources if registered[module] & names} | set(imported_packages(names))
+        if not found - followed:
+            return found
+        for module in found - followed:
+            source = sources.get(module) or _source(module)
+            imported = set(_IMPORTED.findall(source)) & sources.keys()
+            if module not in sources or registered[module]:  # defaults may stand in what it is made from
+                names = names.union(*(_NAMED.findall(text) for text in (source, *(sources[name] for name in imported))))
+            found |= imported
+            followed.add(module)
 
 
 def _source(module: str) -> str:

@@ -8,21 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from transform.features import padding
 from transform.features.dataset import parse_transformed, to_batch, to_targets
+from transform.features.model_inputs import ModelInputs
+from transform.features.padding import pad_to_buckets
 from transform.features.request_example import CANDIDATE_COUNT, REQUEST_ID
-from transform.spec.ranking_spec import RankingSpec
 
 
 def request_batches(
-    spec: RankingSpec,
+    inputs: ModelInputs,
     files: Sequence[str],
     batch_requests: int,
     shuffle_requests: int | None = None,
     seed: int = 0,
-    tasks: tuple[str, ...] | None = None,
     skip: int = 0,
-    pad_to_buckets: bool = False,
+    pad_to_buckets_of: int | None = None,
 ) -> tf.data.Dataset:
     """Reads transformed examples into padded batches.
 
@@ -30,17 +29,17 @@ def request_batches(
     it is shuffled: data that fit one window give the same batches for the same seed, however they were written.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs. The features that a batch holds, and the tasks of its targets.
         files: sequence of str. Gzipped TFRecord files.
         batch_requests: int. B, the requests in a batch; the last batch may hold fewer.
         shuffle_requests: int, optional. The shuffle buffer; without it the order of the files is kept.
         seed: int. The shuffle's seed. Defaults to 0.
-        tasks: tuple of str, optional. The tasks whose targets are read. Defaults to all of the spec.
         skip: int. Batches to leave out at the start. Defaults to 0.
-        pad_to_buckets: bool. Whether batches have one of a few shapes, see `buckets.pad_to_buckets`. Defaults to False.
+        pad_to_buckets_of: int, optional. The most candidates of a request. With it, batches have one of a few shapes,
+            see `padding.pad_to_buckets`; without it, they are padded to the longest of the batch.
 
     Returns:
-        A dataset of (batch, targets) as `features.to_batch` and `features.to_targets` describe them.
+        A dataset of (batch, targets) as `dataset.to_batch` and `dataset.to_targets` describe them.
     """
     records = tf.data.TFRecordDataset(sorted(files), "GZIP")
     if shuffle_requests:
@@ -48,9 +47,11 @@ def request_batches(
         records = records.shuffle(shuffle_requests, seed=seed, reshuffle_each_iteration=True)
 
     def parse(serialized: tf.Tensor) -> tuple[dict, dict]:
-        tensors = parse_transformed(spec, serialized)
-        batch, targets = to_batch(spec, tensors), to_targets(spec, tensors, tasks)
-        return padding.pad_to_buckets(spec, batch, targets, batch_requests) if pad_to_buckets else (batch, targets)
+        tensors = parse_transformed(inputs, serialized)
+        batch, targets = to_batch(inputs, tensors), to_targets(inputs, tensors)
+        if pad_to_buckets_of is None:
+            return batch, targets
+        return pad_to_buckets(inputs, batch, targets, batch_requests, pad_to_buckets_of)
 
     batches = records.batch(batch_requests).skip(skip)
     return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -103,23 +104,22 @@ class LabelCounts:
         return (self.positives + 1) / (self.observed + 2)
 
 
-def count_labels(spec: RankingSpec, files: Sequence[str], tasks: tuple[str, ...] | None = None) -> LabelCounts:
+def count_labels(inputs: ModelInputs, files: Sequence[str]) -> LabelCounts:
     """Counts requests, candidates and labels in files of transformed examples.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs. Its K tasks are those whose labels are counted.
         files: sequence of str. Gzipped TFRecord files.
-        tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
 
     Returns:
         LabelCounts.
     """
-    k = len(tasks or spec.task_names)
+    k = len(inputs.tasks)
     nothing = (tf.zeros([], tf.int64), tf.zeros([], tf.int64), tf.zeros([k], tf.float64), tf.zeros([k], tf.float64))
 
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        tensors = parse_transformed(spec, serialized)
-        targets = to_targets(spec, tensors, tasks)
+        tensors = parse_transformed(inputs, serialized)
+        targets = to_targets(inputs, tensors)
         mask = tf.cast(targets["weights"], tf.float64)
         positives = tf.reduce_sum(mask * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
         candidates = tf.reduce_sum(tensors[CANDIDATE_COUNT].flat_values)

@@ -8,9 +8,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from transform.features import request_example
-from transform.features.model_inputs import Column, columns
-from transform.spec.data_sections import Sequence
-from transform.spec.ranking_spec import RankingSpec
+from transform.features.model_inputs import Column, EventSequence, ModelInputs
 
 Tensor: TypeAlias = Any  # a ragged or sparse tensor
 Batch: TypeAlias = dict[str, dict]
@@ -19,37 +17,37 @@ Batch: TypeAlias = dict[str, dict]
 # === Transformed examples ===
 
 
-def transformed_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
+def transformed_dtypes(inputs: ModelInputs) -> dict[str, tf.DType]:
     """The dtype of each transformed model input, by key."""
-    dtypes = {_key(spec, column): tf.float32 if column.kind == "dense" else tf.int64 for column in columns(spec)}
+    dtypes = {_key(column): tf.float32 if column.kind == "dense" else tf.int64 for column in inputs.columns}
     dtypes.update(
-        {request_example.length_key(column.name): tf.int64 for column in columns(spec) if column.kind == "ids"}
+        {request_example.length_key(column.name): tf.int64 for column in inputs.columns if column.kind == "ids"}
     )
     return {**dtypes, request_example.CANDIDATE_COUNT: tf.int64}
 
 
-def parse_transformed(spec: RankingSpec, serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-    """Parses a batch of transformed examples, labels and masks included.
+def parse_transformed(inputs: ModelInputs, serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+    """Parses a batch of transformed examples, labels and their weights included.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs.
         serialized: string Tensor [B].
 
     Returns:
         Ragged tensors by key.
     """
-    dtypes = {**transformed_dtypes(spec), **request_example.target_dtypes(spec)}
+    dtypes = {**transformed_dtypes(inputs), **request_example.target_dtypes(inputs.task_names)}
     parsing = {key: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64) for key, dtype in dtypes.items()}
     return tf.io.parse_example(serialized, parsing)
 
 
-def to_batch(spec: RankingSpec, tensors: Mapping[str, Tensor]) -> Batch:
+def to_batch(inputs: ModelInputs, tensors: Mapping[str, Tensor]) -> Batch:
     """The dense, masked batch of model inputs.
 
     Groups whose tensors are absent are left out, so that a context can be encoded without candidates.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs.
         tensors: mapping. Ragged or sparse transformed features by key.
 
     Returns:
@@ -59,17 +57,17 @@ def to_batch(spec: RankingSpec, tensors: Mapping[str, Tensor]) -> Batch:
     ragged = {key: _ragged(tensor) for key, tensor in tensors.items()}
     batch: Batch = {}
     by_group: dict[str, list[Column]] = {"user": [], "context": [], "candidate": []}
-    for column in columns(spec):
+    for column in inputs.columns:
         by_group.setdefault(column.group, []).append(column)
     for group in ("user", "context"):
-        if all(_key(spec, column) in ragged for column in by_group[group]):
-            batch[group] = {c.name: _first(ragged[_key(spec, c)]) for c in by_group[group]}
+        if all(_key(column) in ragged for column in by_group[group]):
+            batch[group] = {c.name: _first(ragged[_key(c)]) for c in by_group[group]}
     sequences = {
-        sequence.name: _sequence(spec, sequence, by_group[sequence.name], ragged)
-        for sequence in spec.sequences
-        if all(_key(spec, column) in ragged for column in by_group[sequence.name])
+        sequence.name: _sequence(sequence, by_group[sequence.name], ragged)
+        for sequence in inputs.sequences
+        if all(_key(column) in ragged for column in by_group[sequence.name])
     }
-    if len(sequences) == len(spec.sequences):
+    if len(sequences) == len(inputs.sequences):
         batch["sequences"] = sequences
     if request_example.CANDIDATE_COUNT in ragged:
         counts = _first(ragged[request_example.CANDIDATE_COUNT])
@@ -78,27 +76,24 @@ def to_batch(spec: RankingSpec, tensors: Mapping[str, Tensor]) -> Batch:
     return batch
 
 
-def to_targets(
-    spec: RankingSpec, tensors: Mapping[str, tf.RaggedTensor], tasks: tuple[str, ...] | None = None
-) -> dict[str, tf.Tensor]:
-    """Labels and label masks.
+def to_targets(inputs: ModelInputs, tensors: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+    """Labels and their weights.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs. Its K tasks are those whose labels are wanted.
         tensors: mapping. What `parse_transformed` returns.
-        tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
 
     Returns:
-        `labels` and `mask`: float [B, N, K]; the mask is 0 for padded candidates and for labels that are missing.
+        `labels` and `weights`: float [B, N, K]; the weight is 0 for padded candidates and for labels that are missing.
     """
     keys = {"labels": request_example.label_key, "weights": request_example.weight_key}
     return {
-        name: tf.stack([tensors[key(task)].to_tensor() for task in tasks or spec.task_names], axis=-1)
+        name: tf.stack([tensors[key(task)].to_tensor() for task in inputs.task_names], axis=-1)
         for name, key in keys.items()
     }
 
 
-def _key(spec: RankingSpec, column: Column) -> str:
+def _key(column: Column) -> str:
     if column.group in ("user", "context", "candidate"):
         return column.name
     return request_example.sequence_key(column.group, column.name)
@@ -118,10 +113,10 @@ def _first(ragged: tf.RaggedTensor) -> tf.Tensor:
 
 
 def _sequence(
-    spec: RankingSpec, sequence: Sequence, group: list[Column], ragged: Mapping[str, tf.RaggedTensor]
+    sequence: EventSequence, group: list[Column], ragged: Mapping[str, tf.RaggedTensor]
 ) -> dict[str, tf.Tensor]:
     """The newest events of a sequence, padded behind."""
-    newest = {column.name: ragged[_key(spec, column)][:, -sequence.length :] for column in group}
+    newest = {column.name: ragged[_key(column)][:, -sequence.length :] for column in group}
     lengths = newest[group[0].name].row_lengths()
     return {**{name: values.to_tensor() for name, values in newest.items()}, "mask": tf.sequence_mask(lengths)}
 

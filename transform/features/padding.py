@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from transform.features.dataset import Batch
-from transform.spec.ranking_spec import RankingSpec
+from transform.features.model_inputs import ModelInputs
 
 SMALLEST = 8
 LARGEST_SET = 2**20  # ids of one candidate: a spec names no limit
@@ -19,14 +19,14 @@ def bucket_sizes(largest: int) -> tuple[int, ...]:
     return (*(SMALLEST * 2**n for n in range(doublings)), largest)
 
 
-def count_buckets(spec: RankingSpec) -> int:
-    """How many shapes the padded batches of a spec may have, for each size of the sets of ids."""
-    largest = (spec.request.max_candidates, *(sequence.length for sequence in spec.sequences))
+def count_buckets(inputs: ModelInputs, max_candidates: int) -> int:
+    """How many shapes padded batches may have, for each size of the sets of ids."""
+    largest = (max_candidates, *(sequence.length for sequence in inputs.sequences))
     return math.prod(len(bucket_sizes(size)) for size in largest)
 
 
 def pad_to_buckets(
-    spec: RankingSpec, batch: Batch, targets: dict[str, tf.Tensor], batch_requests: int
+    inputs: ModelInputs, batch: Batch, targets: dict[str, tf.Tensor], batch_requests: int, max_candidates: int
 ) -> tuple[Batch, dict[str, tf.Tensor]]:
     """Pads a batch to the next shape of a bounded set.
 
@@ -35,18 +35,19 @@ def pad_to_buckets(
     and losses and gradients stay what they are.
 
     Args:
-        spec: RankingSpec.
+        inputs: ModelInputs.
         batch: dict. What `features.to_batch` returns.
         targets: dict. What `features.to_targets` returns.
         batch_requests: int. At least B.
+        max_candidates: int. The most candidates of a request, at least N.
 
     Returns:
         Batch and targets, padded behind.
     """
-    b, n = batch_requests, _bucket(batch["candidates"]["mask"], 1, spec.request.max_candidates)
+    b, n = batch_requests, _bucket(batch["candidates"]["mask"], 1, max_candidates)
     padded = {group: {name: _pad(values, b) for name, values in batch[group].items()} for group in ("user", "context")}
     padded["sequences"] = {}
-    for sequence in spec.sequences:
+    for sequence in inputs.sequences:
         events = batch["sequences"][sequence.name]
         u = _bucket(events["mask"], 1, sequence.length)
         padded["sequences"][sequence.name] = {name: _pad(values, b, u) for name, values in events.items()}

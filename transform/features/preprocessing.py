@@ -47,7 +47,11 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
             for task in sequence.feedback:
                 key = request_example.sequence_key(sequence.name, task)
                 outputs[key] = _map_values(_feedback_id, inputs[key])
-        passed = [request_example.REQUEST_ID, request_example.CANDIDATE_COUNT, *request_example.target_dtypes(spec)]
+        passed = [
+            request_example.REQUEST_ID,
+            request_example.CANDIDATE_COUNT,
+            *request_example.target_dtypes(spec.task_names),
+        ]
         for _, feature in spec.feature_groups():
             passed += [key for key in feature.example_dtypes() if key != feature.name]  # the lengths of sets
         outputs.update({key: inputs[key] for key in passed})

@@ -7,7 +7,7 @@ One example is one request of N candidates. User and context features hold one v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -50,9 +50,9 @@ def input_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
     return dtypes
 
 
-def target_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
-    """The dtype of each label and label mask, by key."""
-    return {key(task): tf.float32 for task in spec.task_names for key in (label_key, weight_key)}
+def target_dtypes(tasks: Iterable[str]) -> dict[str, tf.DType]:
+    """The dtype of each task's label and label weight, by key."""
+    return {key(task): tf.float32 for task in tasks for key in (label_key, weight_key)}
 
 
 def raw_feature_spec(spec: RankingSpec, targets: bool = True) -> dict[str, tf.io.VarLenFeature]:
@@ -65,7 +65,7 @@ def raw_feature_spec(spec: RankingSpec, targets: bool = True) -> dict[str, tf.io
     Returns:
         A parsing spec by key.
     """
-    dtypes = {**input_dtypes(spec), **(target_dtypes(spec) if targets else {})}
+    dtypes = {**input_dtypes(spec), **(target_dtypes(spec.task_names) if targets else {})}
     return {key: tf.io.VarLenFeature(dtype) for key, dtype in dtypes.items()}
 
 
@@ -81,7 +81,7 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
     }
     schema = schema_pb2.Schema()
     identifiers = {REQUEST_ID: tf.string, REQUEST_TIME: tf.int64}
-    for key, dtype in {**input_dtypes(spec), **target_dtypes(spec), **identifiers}.items():
+    for key, dtype in {**input_dtypes(spec), **target_dtypes(spec.task_names), **identifiers}.items():
         feature = schema.feature.add(name=key, type=types[dtype])
         if key in single or key in identifiers or key == CANDIDATE_COUNT:
             feature.presence.min_fraction = 1.0
@@ -90,7 +90,7 @@ def raw_schema(spec: RankingSpec) -> schema_pb2.Schema:
             feature.presence.min_fraction = 1.0
             feature.value_count.min = 1
     weights = {weight_key(task) for task in spec.task_names} if spec.request.weight else set()
-    for key in target_dtypes(spec):
+    for key in target_dtypes(spec.task_names):
         domain = next(feature for feature in schema.feature if feature.name == key).float_domain
         domain.min = 0.0
         if key not in weights:

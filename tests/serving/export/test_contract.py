@@ -119,7 +119,7 @@ def test_stock_tensorflow_answers_as_the_trainer_scores(small, served, tmp_path)
     for (_, said), answer in zip(wrong, answers[-len(wrong) :], strict=True):
         assert f"assertion failed: [{said}" in answer.model_spec.name
 
-    ((batch, _),) = request_batches(spec, small.transformed["test"], len(records))
+    ((batch, _),) = request_batches(small.inputs(), small.transformed["test"], len(records))
     trained = tf.sigmoid(served.model(batch, training=False)).numpy()
     present = batch["candidates"]["mask"].numpy()
     for k, task in enumerate(spec.task_names):

@@ -95,7 +95,7 @@ def test_a_cache_in_float16_is_scored_in_float32(small, half):
 
 @pytest.mark.parametrize("dtype, most", [("float32", 0.0), ("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_what_a_short_cache_costs(small, served, dtype, most):
-    ((batch, _),) = request_batches(small.spec, small.transformed["test"], 10_000)
+    ((batch, _),) = request_batches(small.inputs(), small.transformed["test"], 10_000)
     cache = served.model.encode_user(batch["user"], batch["sequences"], training=False)
     packed = pack_user_state(cache, dtype, served.model.full_precision_state)
     assert packed["user"].dtype == dtype

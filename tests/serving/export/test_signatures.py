@@ -92,7 +92,7 @@ def test_every_signature_gives_the_trainers_scores(small, exported, signatures):
 def _trainers_probabilities(small, model) -> np.ndarray:
     """[all candidates, K]: Transform wrote the requests in the order of the raw ones."""
     rows = []
-    for batch, _ in request_batches(small.spec, small.transformed["test"], 50):
+    for batch, _ in request_batches(small.inputs(), small.transformed["test"], 50):
         rows.append(tf.sigmoid(model(batch, training=False)).numpy()[batch["candidates"]["mask"].numpy()])
     return np.concatenate(rows)
 
@@ -167,7 +167,7 @@ def test_unknown_and_missing_values_are_scored(small, signatures):
 
 
 def test_transform_features_are_transforms(small, signatures):
-    transformed = next(iter(request_batches(small.spec, small.transformed["test"], 10_000)))[0]
+    transformed = next(iter(request_batches(small.inputs(), small.transformed["test"], 10_000)))[0]
     served = signatures["transform_features"](examples=tf.constant(request_examples(small)))
     expected = {**transformed["user"], **transformed["context"]}
     for sequence, parts in transformed["sequences"].items():

@@ -31,7 +31,7 @@ def test_it_serves_what_was_measured(small, tmp_path):
     requests = [record.numpy() for record in tf.data.TFRecordDataset(small.raw["test"], "GZIP")]
     answer = signatures["serving_default"](examples=tf.constant(requests))
     present = answer["candidate_mask"].numpy() > 0
-    ((batch, targets),) = request_batches(spec, files, len(requests))
+    ((batch, targets),) = request_batches(small.inputs(), files, len(requests))
     for k, (task, rows) in enumerate(predict(spec, trained.model, files).items()):
         observed = targets["weights"].numpy()[..., k][present] > 0
         served = answer[task].numpy()[present][observed]

@@ -21,7 +21,8 @@ from tests.testing.trainings import (
 )
 from trainer.losses.pointwise import LOWEST_TEMPERATURE
 from trainer.models.base import RankingModel
-from trainer.models.registry import build_model
+from trainer.models.din.model import DIN
+from trainer.models.registry import build_loss, build_model
 from trainer.training import trainer
 from trainer.training.trainer import EPOCH_METRICS, build_optimizer, evaluate, predict, train
 from transform.errors import PipelineError
@@ -216,7 +217,7 @@ def test_the_penalty_shrinks_the_rows_that_are_looked_up_and_no_other(small, few
         run(small, tmp_path / str(penalty), with_training(spec, embedding_l2=penalty), few)
     (plain, start), (penalised, again) = started
     assert same_weights(start, again)
-    ((batch, _),) = request_batches(spec, few, 40)
+    ((batch, _),) = request_batches(small.inputs(), few, 40)
     inputs, untouched = small.inputs(), 0
     lookups = {name: np.zeros(rows) for name, rows in inputs.rows.items()}
     for column in inputs.columns:
@@ -246,7 +247,7 @@ def test_some_of_the_tasks_are_learned_in_the_order_that_is_asked_for(small, tmp
     tasks = ("share", "save")
     spec = with_training(small.spec, epochs=2, early_stopping=EarlyStopping(task="save", patience=2), gradients_every=9)
     trained = run(small, tmp_path, spec, inputs=small.inputs().for_tasks(tasks))
-    ((batch, targets),) = request_batches(spec, small.transformed["eval"], 1000, tasks=tasks)
+    ((batch, targets),) = request_batches(small.inputs().for_tasks(tasks), small.transformed["eval"], 1000)
     assert trained.model(batch).shape[-1] == targets["labels"].shape[-1] == 2
     rows = predict(spec, trained.model, small.transformed["eval"])
     assert tuple(rows) == tuple(trained.epochs[-1]["eval"]) == tasks
@@ -265,12 +266,32 @@ def test_the_loss_is_the_specs(small):
     ]
     spec = small.spec.model_copy(update={"tasks": tuple(tasks)})
     inputs = ModelInputs.from_spec(spec, lambda _: 5)
-    plain = build_model(Model(name="din"), inputs).make_loss(Loss())
+    plain = build_loss(build_model(Model(name="din"), inputs), Loss())
     assert ([task.weight for task in plain.tasks], plain.infonce) == ([1, 2, 3], 0) and not plain.trainable_variables
     some = build_model(Model(name="din"), inputs.for_tasks(("share", "buy")))
-    listwise = some.make_loss(Loss(infonce=0.3, temperature=0.2))
+    listwise = build_loss(some, Loss(infonce=0.3, temperature=0.2))
     assert ([task.weight for task in listwise.tasks], listwise.infonce, listwise.temperature) == ([3, 1], 0.3, 0.2)
     assert len(listwise.trainable_variables) == 1, "made before a graph is traced"
+
+
+def test_what_layers_add_to_the_loss_is_minimised(small, few, tmp_path, monkeypatch):
+    """An auxiliary objective by Keras's `add_loss`: here, that the user's vector has the length 2."""
+    lengths = []
+
+    class WithObjective(DIN):
+        def candidate_vectors(self, user_state, context, candidates, training=None):
+            length = keras.ops.sqrt(keras.ops.sum(keras.ops.square(user_state["user"]), axis=-1))
+            self.add_loss(100 * keras.ops.mean(keras.ops.square(length - 2)))
+            return super().candidate_vectors(user_state, context, candidates, training=training)
+
+    monkeypatch.setattr("tests.trainer.training.test_trainer.DIN", WithObjective)
+    spec = with_din(small.spec, epochs=2, early_stopping=None)
+    model = spec.model.model_copy(update={"name": "tests.trainer.training.test_trainer:DIN"})
+    trained = run(small, tmp_path, with_model(spec, model), few)
+    for batch, _ in request_batches(small.inputs(), few, 20):
+        lengths.extend(np.linalg.norm(trained.model.encode_user(batch["user"], batch["sequences"])["user"], axis=-1))
+    assert trained.epochs[-1]["loss"] < 0.5 * trained.epochs[0]["loss"], "it is a part of the loss"
+    assert np.mean(np.abs(np.array(lengths) - 2)) < 0.5
 
 
 def test_temperatures_are_learned(small, few, tmp_path, monkeypatch):
@@ -392,7 +413,7 @@ def test_predictions_are_of_observed_candidates_only(small, trained):
             observed = np.array(values[request_example.weight_key(task)]) > 0
             labels.extend(np.array(values[request_example.label_key(task)])[observed])
             groups.extend([request] * observed.sum())
-        for batch, targets in request_batches(spec, files, 50):
+        for batch, targets in request_batches(small.inputs(), files, 50):
             probabilities = tf.sigmoid(trained.model(batch, training=False)).numpy()[..., k]
             scores.extend(probabilities[targets["weights"].numpy()[..., k] > 0])
         assert 0 < len(labels) == len(rows[task])

@@ -92,6 +92,19 @@ def test_a_default_that_a_model_names_counts(tmp_path, monkeypatch):
     assert "trainer.heads.single_task" in training_code("named:MyRanker")
 
 
+def test_what_a_chosen_class_is_made_from_counts(tmp_path, monkeypatch):
+    write(tmp_path, {"based.py": "from trainer.models.din.model import DIN\n\n\nclass MyDIN(DIN): ...\n"})
+    write(
+        tmp_path,
+        {"heads_of_mine.py": "from trainer.heads.mmoe import MMoE\n", "other.py": 'X = {"name": "based:MyDIN"}'},
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"based", "trainer.models.din", "trainer.heads.shared_bottom"} <= set(training_code("based:MyDIN"))
+    assert {"heads_of_mine", "trainer.heads.mmoe"} <= set(training_code("onerank", "heads_of_mine:Mine"))
+    assert {"other", "based", "trainer.models.din"} <= set(training_code("other:Mine")), "a default by import path"
+    assert not {"trainer.models.onerank", "trainer.heads.mmoe"} & set(training_code("based:MyDIN"))
+
+
 def test_every_registered_name_is_found_in_its_file():
     """The sources are read without importing them: what the pattern misses would not be in the key."""
     for registry, room in ((MODELS, "models"), (HEADS, "heads"), (LOSSES, "losses")):

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.testing.trainings import rewritten, same_weights, weights_of, with_model, with_training
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from trainer.ops.kernels import use_kernels
 from trainer.training import check_settings as check_settings_module
 from trainer.training import epoch, trainer
@@ -39,11 +40,12 @@ class Job:
         self.settings = self.spec.training
         keras.utils.set_random_seed(1)
         self.model = build_model(model, small.inputs())
-        self.loss_fn = self.model.make_loss(model.loss)
+        self.loss_fn = build_loss(self.model, model.loss)
         self.optimizers = Optimizers(self.spec.training, self.model, self.loss_fn, STEPS)
         files = files or small.transformed["train"]
         self.batches = request_batches(
-            self.spec, files, self.settings.batch_requests, pad_to_buckets=self.settings.jit_compile
+            *(small.inputs(), files, self.settings.batch_requests),
+            pad_to_buckets_of=self.spec.request.max_candidates if self.settings.jit_compile else None,
         )
         self.step = make_train_step(self.model, self.loss_fn, self.optimizers, self.settings, self.batches.element_spec)
 
@@ -152,7 +154,7 @@ def test_xla_compiles_the_step_that_trains(small, few, tmp_path, monkeypatch, ca
     assert {len(batch["candidates"]["mask"]) for batch in with_xla} == {16}, "the last batch is padded"
     shapes = {shapes_of(batch) for batch in with_xla}
     assert f"XLA compiled the training step for {len(shapes)} shapes" in caplog.text
-    assert f"at most {count_buckets(spec)} are possible" in caplog.text
+    assert f"at most {count_buckets(small.inputs(), spec.request.max_candidates)} are possible" in caplog.text
     compiled = made[1].experimental_get_compiler_ir(*batches[-1])(stage="hlo")
     assert compiled.startswith("HloModule") and "dot(" in compiled
     strings = [op.name for op in made[1].get_concrete_function().graph.get_operations() if holds_strings(op)]
@@ -188,23 +190,18 @@ def test_buckets_double_up_to_the_largest_size():
 def test_padding_changes_neither_losses_nor_gradients(small, few, model):
     """On the last batch, which has fewer requests; the means over requests don't count those that are padding."""
     job = Job(small, model, few, embedding_l2=0.1)
-    *_, whole = request_batches(job.spec, few, 16)
-    *_, padded = request_batches(job.spec, few, 16, pad_to_buckets=True)
+    *_, whole = request_batches(small.inputs(), few, 16)
+    *_, padded = request_batches(small.inputs(), few, 16, pad_to_buckets_of=job.spec.request.max_candidates)
     assert whole[0]["candidates"]["mask"].shape[0] == 8 and padded[0]["candidates"]["mask"].shape[0] == 16
     assert_close(job.gradients(*padded), job.gradients(*whole), 1e-5)
 
 
 def test_padded_batches_have_few_shapes_and_hold_what_the_others_hold(small):
-    longer = with_training(small.spec)
-    longer = longer.model_copy(
-        update={
-            "request": longer.request.model_copy(update={"max_candidates": 40}),
-            "sequences": tuple(s.model_copy(update={"length": 30}) for s in longer.sequences),
-        }
-    )
+    inputs = small.inputs()
+    longer = replace(inputs, sequences=tuple(replace(sequence, length=30) for sequence in inputs.sequences))
     files, shapes = small.transformed["train"], set()
     for (batch, targets), (padded, padded_targets) in zip(
-        request_batches(longer, files, 7), request_batches(longer, files, 7, pad_to_buckets=True), strict=True
+        request_batches(longer, files, 7), request_batches(longer, files, 7, pad_to_buckets_of=40), strict=True
     ):
         shapes.add(shapes_of(padded))
         for whole, more in zip(
@@ -215,7 +212,7 @@ def test_padded_batches_have_few_shapes_and_hold_what_the_others_hold(small):
             assert np.count_nonzero(more) == np.count_nonzero(whole)
         assert padded["candidates"]["mask"].shape[1] in bucket_sizes(40)
         assert {events["mask"].shape[1] for events in padded["sequences"].values()} <= set(bucket_sizes(30))
-    assert 1 < len(shapes) <= count_buckets(longer) == 4 * 3 * 3
+    assert 1 < len(shapes) <= count_buckets(longer, 40) == 4 * 3 * 3
 
 
 # === Recomputing ===
@@ -227,7 +224,7 @@ def test_recomputed_blocks_have_the_gradients_and_the_dropout_of_kept_ones(small
         Job(small, DROPPING, few, gradient_checkpointing=gradient_checkpointing)
         for gradient_checkpointing in (False, True)
     )
-    ((batch, targets),) = request_batches(kept.spec, few, 40)
+    ((batch, targets),) = request_batches(small.inputs(), few, 40)
     first, second = ([job.gradients(batch, targets) for job in (kept, recomputed)] for _ in range(2))
     for of_kept, of_recomputed in (first, second):
         assert_close(of_recomputed, of_kept, 1e-6)

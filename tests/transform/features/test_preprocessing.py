@@ -43,6 +43,7 @@ sequences:
   - {name: seen, length: 4, features: [item, price, duration], feedback: [click]}
   - {name: loved, role: anchor, length: 2, features: [part_of]}
 """)
+INPUTS = ModelInputs.from_spec(SPEC, lambda _: 5)
 USER, CONTEXT = ("country", "age"), ("hour",)
 SEEN = ("seen_item", "seen_price", "seen_duration", "seen_click")
 CANDIDATE = ("item", "part_of", "tags", "tags_length", "price", "duration", "candidate_count")
@@ -264,7 +265,7 @@ def test_empty_sequences_stay_empty_and_zeros_are_not_dropped(transform):
 def test_keys_and_dtypes_are_those_that_models_expect(transform):
     raw = tf.io.parse_example(encoded(TRAIN[:1]), request_example.raw_feature_spec(SPEC))
     found = {key: tensor.dtype for key, tensor in transform.transform_raw_features(raw).items()}
-    assert found == {**transformed_dtypes(SPEC), **request_example.target_dtypes(SPEC)}
+    assert found == {**transformed_dtypes(INPUTS), **request_example.target_dtypes(SPEC.task_names)}
 
 
 @pytest.mark.parametrize("keys", [(*USER, *SEEN, "loved_part_of"), CANDIDATE, CONTEXT, ("seen_item",)])
@@ -280,7 +281,7 @@ def test_each_group_is_computed_without_the_others(transform, keys):
 
 def test_beam_and_serving_compute_the_same(written):
     transform, records = written
-    fields = {**transformed_dtypes(SPEC), **request_example.target_dtypes(SPEC)}
+    fields = {**transformed_dtypes(INPUTS), **request_example.target_dtypes(SPEC.task_names)}
     by_beam = [{key: request_example.decode(record).get(key, []) for key in fields} for record in records]
 
     def order(values):
@@ -392,7 +393,7 @@ def test_a_batch_holds_the_parts_of_a_time(of_times_and_hashes):
     dense = [column.name for column in columns(spec) if column.kind == "dense" and column.group == "seen"]
     assert dense == [f"at_{period}_{part}" for period in ("hour", "day", "week") for part in ("sin", "cos")]
     assert {*values} >= {f"seen_{name}" for name in dense}
-    assert transformed_dtypes(spec).keys() >= {f"seen_{name}" for name in dense}
+    assert transformed_dtypes(ModelInputs.from_spec(spec, lambda _: 5)).keys() >= {f"seen_{name}" for name in dense}
 
 
 # === Batches of model inputs ===
@@ -405,7 +406,7 @@ def padded(lists, width, fill=0):
 def batch_of(transform, requests, keys=None):
     raw = tf.io.parse_example(encoded(requests), request_example.raw_feature_spec(SPEC))
     tensors = transform.transform_raw_features(raw)
-    return to_batch(SPEC, {key: tensors[key] for key in keys or tensors})
+    return to_batch(INPUTS, {key: tensors[key] for key in keys or tensors})
 
 
 def test_batches_are_padded_and_masked(transform):
@@ -468,8 +469,8 @@ def test_absent_groups_are_left_out(transform):
 
 def test_targets_are_zero_where_nothing_is_observed(written):
     _, records = written
-    tensors = parse_transformed(SPEC, tf.constant(records))
-    targets, batch = to_targets(SPEC, tensors), to_batch(SPEC, tensors)
+    tensors = parse_transformed(INPUTS, tf.constant(records))
+    targets, batch = to_targets(INPUTS, tensors), to_batch(INPUTS, tensors)
     lists = [request_example.decode(record) for record in records]
     widest = max(values["candidate_count"][0] for values in lists)
     for place, task in enumerate(SPEC.task_names):
@@ -486,10 +487,11 @@ def test_targets_are_zero_where_nothing_is_observed(written):
 @pytest.mark.parametrize("tasks", [("like",), ("like", "click")])
 def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
     _, records = written
-    tensors = parse_transformed(SPEC, tf.constant(records))
-    everything, asked = to_targets(SPEC, tensors), to_targets(SPEC, tensors, tasks)
+    tensors = parse_transformed(INPUTS, tf.constant(records))
+    everything, asked = to_targets(INPUTS, tensors), to_targets(INPUTS.for_tasks(tasks), tensors)
     places = [SPEC.task_names.index(task) for task in tasks]
-    ((_, of_batches),) = request_batches(SPEC, write_records(tmp_path / "all", [records]), 20, tasks=tasks)
+    files = write_records(tmp_path / "all", [records])
+    ((_, of_batches),) = request_batches(INPUTS.for_tasks(tasks), files, 20)
     for name in ("labels", "weights"):
         np.testing.assert_array_equal(asked[name], everything[name].numpy()[..., places])
         np.testing.assert_array_equal(of_batches[name], asked[name])
@@ -498,7 +500,7 @@ def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
 def test_parsing_transformed_records_equals_serving(written):
     transform, records = written
     order = [request_example.decode(record)["candidate_count"][0] for record in records]
-    parsed = to_batch(SPEC, parse_transformed(SPEC, tf.constant(records)))
+    parsed = to_batch(INPUTS, parse_transformed(INPUTS, tf.constant(records)))
     served = batch_of(transform, TRAIN)
     assert parsed["candidates"]["item"].shape == served["candidates"]["item"].shape
     assert tf.reduce_sum(parsed["candidates"]["item"]) == tf.reduce_sum(served["candidates"]["item"])
@@ -609,13 +611,13 @@ def test_same_seed_gives_the_same_batches_however_records_are_written(written, t
     _, records = written
     files = write_records(tmp_path / "one", [records[:5], records[5:]])
     others = write_records(tmp_path / "other", [records[:2:-1], records[:2], [records[2]], []])
-    dataset = request_batches(SPEC, files, 6, shuffle_requests=100, seed=4)
+    dataset = request_batches(INPUTS, files, 6, shuffle_requests=100, seed=4)
     epochs = [flat(dataset), flat(dataset)]
     assert [len(batch[0]) for batch in epochs[0]] == [6, 6, 6, 2]
     assert epochs[0] != epochs[1]
-    again = request_batches(SPEC, others, 6, shuffle_requests=100, seed=4)
+    again = request_batches(INPUTS, others, 6, shuffle_requests=100, seed=4)
     assert [flat(again), flat(again)] == epochs
-    assert flat(request_batches(SPEC, files, 6, shuffle_requests=100, seed=5)) != epochs[0]
+    assert flat(request_batches(INPUTS, files, 6, shuffle_requests=100, seed=5)) != epochs[0]
 
 
 def test_batches_hold_every_request_once(written, tmp_path):
@@ -624,7 +626,7 @@ def test_batches_hold_every_request_once(written, tmp_path):
     counts = sorted(request_example.decode(record)["candidate_count"][0] for record in records)
     for shuffle in (None, 7, 100):
         found = []
-        for batch, targets in request_batches(SPEC, files, 6, shuffle_requests=shuffle, seed=1):
+        for batch, targets in request_batches(INPUTS, files, 6, shuffle_requests=shuffle, seed=1):
             mask = batch["candidates"]["mask"]
             assert targets["labels"].shape == (*mask.shape, 2)
             found += tf.reduce_sum(tf.cast(mask, tf.int32), -1).numpy().tolist()
@@ -634,9 +636,9 @@ def test_batches_hold_every_request_once(written, tmp_path):
 def test_without_shuffling_the_order_of_the_files_is_kept(written, tmp_path):
     _, records = written
     files = write_records(tmp_path / "kept", [records[:5], records[5:]])
-    tensors = parse_transformed(SPEC, tf.constant(records))
-    expected = [(to_batch(SPEC, tensors), to_targets(SPEC, tensors))]
-    assert flat(request_batches(SPEC, files[::-1], 20)) == flat(expected)
+    tensors = parse_transformed(INPUTS, tf.constant(records))
+    expected = [(to_batch(INPUTS, tensors), to_targets(INPUTS, tensors))]
+    assert flat(request_batches(INPUTS, files[::-1], 20)) == flat(expected)
 
 
 def test_requests_are_counted(written, tmp_path):
@@ -649,7 +651,7 @@ def test_requests_are_counted(written, tmp_path):
 def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
     _, records = written
     files = write_records(tmp_path / "all", [records[:5], records[5:], []])
-    counts = count_labels(SPEC, files, tasks)
+    counts = count_labels(INPUTS.for_tasks(tasks or SPEC.task_names), files)
     lists = [request_example.decode(record) for record in records]
     assert counts.requests == 20
     assert counts.candidates == sum(values["candidate_count"][0] for values in lists)
@@ -664,7 +666,7 @@ def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
 def test_labels_of_more_requests_than_are_read_at_once(written, tmp_path):
     """Counted in batches of 1024 requests."""
     _, records = written
-    once, often = (count_labels(SPEC, write_records(tmp_path / str(times), [records * times])) for times in (1, 110))
+    once, often = (count_labels(INPUTS, write_records(tmp_path / str(times), [records * times])) for times in (1, 110))
     assert (often.requests, often.candidates) == (once.requests * 110, once.candidates * 110)
     np.testing.assert_array_equal(often.observed, once.observed * 110)
     np.testing.assert_array_equal(often.positives, once.positives * 110)
@@ -672,7 +674,7 @@ def test_labels_of_more_requests_than_are_read_at_once(written, tmp_path):
 
 @pytest.mark.parametrize("files", [0, 1], ids=["no file", "an empty file"])
 def test_without_requests_nothing_is_counted(tmp_path, files):
-    counts = count_labels(SPEC, write_records(tmp_path / "none", [[]] * files) if files else [])
+    counts = count_labels(INPUTS, write_records(tmp_path / "none", [[]] * files) if files else [])
     assert (counts.requests, counts.candidates) == (0, 0)
     np.testing.assert_array_equal([counts.observed, counts.positives], np.zeros((2, 2)))
     np.testing.assert_array_equal(counts.base_rates, [0.5, 0.5])

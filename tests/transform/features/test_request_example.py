@@ -59,7 +59,7 @@ def test_keys_have_one_dtype_each():
     assert dtypes["seen_item"] == dtypes["item"] == tf.string
     assert dtypes["seen_price"] == dtypes["price"] == dtypes["seen_click"] == tf.float32
     assert dtypes["tags"] == tf.string and dtypes["tags_length"] == tf.int64
-    assert not set(dtypes) & set(request_example.target_dtypes(spec))
+    assert not set(dtypes) & set(request_example.target_dtypes(spec.task_names))
 
 
 def test_candidate_lists_have_the_candidates_length(requests):
@@ -67,7 +67,7 @@ def test_candidate_lists_have_the_candidates_length(requests):
     for values in requests:
         (count,) = values[request_example.CANDIDATE_COUNT]
         keys = {feature.name for feature in spec.features.candidate if feature.type != "categorical_set"}
-        keys |= {"tags_length", *request_example.target_dtypes(spec)}
+        keys |= {"tags_length", *request_example.target_dtypes(spec.task_names)}
         assert {len(values[key]) for key in keys} == {count}
         assert len(values["tags"]) == sum(values["tags_length"])
         for sequence in spec.sequences:

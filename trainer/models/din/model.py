@@ -48,7 +48,7 @@ class DIN(HeadedModel):
         head: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(inputs, head or {"name": "shared_bottom"}, **kwargs)
+        super().__init__(inputs, head, **kwargs)
         if d < 1 or attention_hidden < 1:
             raise ValueError(
                 "`d` and `attention_hidden` should be at least 1. "
