@@ -8,9 +8,10 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from transform.errors import SpecError
 from transform.import_path import import_object, is_import_path
@@ -70,19 +71,14 @@ class Registry(Generic[T]):
             SpecError: for an unknown name or setting, or a value of a wrong type.
         """
         cls = self._imported(name, where) if is_import_path(name) else self._registered(name, where)
-        parameters, types = self._parameters(cls), _types(cls, name, where)
+        parameters = self._parameters(cls)
         for setting, value in settings.items():
             if setting not in parameters:
                 raise SpecError(
                     f"{where}.{setting}: a setting of `{name}` is expected. Received: `{setting}`. "
                     + _cure(setting, parameters, f"Known: {', '.join(parameters) or 'none'}.")
                 )
-            try:
-                # as JSON: a list of a YAML file is what a constructor calls a tuple
-                TypeAdapter(types.get(setting, Any)).validate_json(json.dumps(value), strict=True)
-            except (ValidationError, TypeError) as error:
-                told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-                raise SpecError(f"{where}.{setting}: {told}. Received: {value!r}.") from error
+            _check_type(cls, setting, value, f"{where}.{setting}")
         for setting, parameter in parameters.items():
             if parameter.default is parameter.empty and setting not in settings:
                 raise SpecError(
@@ -142,14 +138,27 @@ class Registry(Generic[T]):
         return found
 
 
-def _types(cls: type[Any], name: str, where: str) -> dict[str, Any]:
+def _check_type(cls: type[Any], setting: str, value: Any, where: str) -> None:
+    """Raises a SpecError unless a value has the type that the constructor says, if it says one."""
+    function = cls.__init__  # type: ignore[misc]
+    annotations = {setting: function.__annotations__[setting]} if setting in function.__annotations__ else {}
     try:
-        return get_type_hints(cls.__init__)  # type: ignore[misc]
+        hint = get_type_hints(SimpleNamespace(__annotations__=annotations), function.__globals__).get(setting, Any)
     except NameError as error:
         raise SpecError(
-            f"{where}.name: a constructor whose types can be resolved is expected. Received: `{name}`, {error}. Import "
-            "the type where the class is defined, not under TYPE_CHECKING alone."
+            f"{where}: a type that can be resolved is expected in the constructor of `{cls.__name__}`. Received: "
+            f"{error}. Import the type where the class is defined, not under TYPE_CHECKING alone."
         ) from error
+    try:
+        # as JSON: a list of a YAML file is what a constructor calls a tuple
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
+        raise SpecError(f"{where}{place}: {problem['msg']}. Received: {problem['input']!r}.") from error
+    except ValueError as error:
+        raise SpecError(f"{where}: finite numbers are expected. Received: {value!r}.") from error
 
 
 def _cure(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transform.errors import SpecError
 
+OWN_PACKAGES = ("onerank", "transform", "trainer", "serving", "tfx_pipeline")
 IMPORT_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 """The pattern of a path: `package.module:Name`."""
 
@@ -52,9 +53,11 @@ def import_object(path: str, where: str) -> Any:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         cure = "Install its package, or add its folder to PYTHONPATH." if is_missing else "Correct the module."
+        if is_missing and module_name.partition(".")[0] in OWN_PACKAGES:
+            cure = f"`{module_name.partition('.')[0]}` is a package of OneRank's: give yours another name."
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise SpecError(
             f"{where}: a module that can be imported is expected. Received: `{module_name}`, {told}. {cure}"

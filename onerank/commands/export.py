@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_libraries("export")
     from serving.export.exporter import export_model
     from trainer.models.registry import build_model
+    from trainer.training.check_settings import check_settings
     from transform.features.transform_graph import TransformGraph
     from transform.ingest.prepare import prepare
     from transform.spec.loading import load_spec
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = run_folder(arguments.output, spec.name) / "checkpoints" / "best.weights.h5"
     if not weights.exists():
         raise DataError(f"--output: trained weights are expected. Received: no {weights}. Run `onerank train` first.")
+    check_settings(spec)  # before the data are prepared, which takes long
     prepared = prepare(spec, arguments.data, prepared_folder(arguments.output))
     model = build_model(spec.model, prepared.inputs)
     try:

@@ -33,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--seed", type=int, help="instead of `training.seed` in the spec")
     arguments = options.parse_args(argv)
     require_libraries("train")
+    from trainer.training.check_settings import check_settings
     from trainer.training.trainer import train
     from transform.ingest.prepare import prepare
     from transform.spec.loading import load_spec
 
     spec = load_spec(arguments.spec).with_seed(arguments.seed)
+    check_settings(spec)  # before the data are prepared, which takes long
     prepared = prepare(spec, arguments.data, prepared_folder(arguments.output))
     run = run_folder(arguments.output, spec.name)
     unfinished = run / "unfinished" / training_key(spec, prepared.folder)

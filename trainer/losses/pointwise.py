@@ -62,7 +62,7 @@ class PointwiseLoss(RankingLoss):
         **kwargs: Any,
     ):
         super().__init__(tasks, **kwargs)
-        if infonce < 0 or temperature <= LOWEST_TEMPERATURE:
+        if not (0 <= infonce < math.inf and LOWEST_TEMPERATURE < temperature < math.inf):
             raise ValueError(
                 f"`infonce` should be at least 0 and `temperature` above {LOWEST_TEMPERATURE}. "
                 f"Received: `infonce={infonce}`, `temperature={temperature}`."

@@ -117,13 +117,20 @@ class RankingModel(keras.Model):
         Raises:
             ValueError: when the logits or the user state do not have the shapes that the contract says.
         """
-        batch = empty_batch(self.inputs_spec)
+        k = len(self.inputs_spec.tasks)
+        n = 3 if k != 3 else 4  # not K, so that logits of [B, K, N] are seen
+        batch = empty_batch(self.inputs_spec, candidates=n)
         logits = self(batch, training=False)
-        expected = (1, 2, len(self.inputs_spec.tasks))
-        if tuple(logits.shape) != expected:
+        if tuple(logits.shape) != (1, n, k) or keras.backend.standardize_dtype(logits.dtype) != "float32":
             raise ValueError(
-                f"Logits [B, N, K], here of shape {expected}, are expected of `{type(self).__name__}`. Received: shape "
-                f"{tuple(logits.shape)}."
+                f"Float32 logits [B, N, K], here of shape {(1, n, k)}, are expected of `{type(self).__name__}` and its "
+                f"head. Received: {keras.backend.standardize_dtype(logits.dtype)} of shape {tuple(logits.shape)}."
+            )
+        bias = self.initial_bias()
+        if bias is not None and tuple(bias.shape) != (k,):
+            raise ValueError(
+                f"A bias of shape {(k,)}, one number per task, is expected of `initial_bias` of "
+                f"`{type(self).__name__}`. Received: shape {tuple(bias.shape)}."
             )
         for name, tensor in self.encode_user(batch["user"], batch["sequences"], training=False).items():
             is_mask = keras.backend.standardize_dtype(tensor.dtype) == "bool"

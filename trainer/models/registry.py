@@ -55,14 +55,15 @@ def build_loss(model: RankingModel, settings: Loss) -> RankingLoss:
         SpecError: when there is no such loss, it does not take the settings, or it does not give one value per task.
     """
     loss = model.make_loss(settings)
-    shape = (1, 2, len(model.inputs_spec.tasks))
+    k = len(model.inputs_spec.tasks)
+    shape = (k + 1, 2, k)  # not K requests, so that a value per request is seen
     if not loss.built:
         loss.build(shape)  # before a graph is traced and before optimizers look for variables
     found = tuple(loss(np.zeros(shape, "float32"), np.zeros(shape, "float32"), np.ones(shape, "float32")).shape)
-    if found != shape[2:]:
+    if found != (k,):
         raise SpecError(
-            f"model.loss: one value per task, of shape {shape[2:]}, is expected of `{type(loss).__name__}`. Received: "
-            f"shape {found}."
+            f"model.loss: one value per task, of shape {(k,)}, is expected of `{type(loss).__name__}`. Received: shape "
+            f"{found}."
         )
     return loss
 

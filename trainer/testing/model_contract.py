@@ -91,6 +91,15 @@ class ModelContract:
         np.testing.assert_allclose(_numpy(scored), logits_of(built, batch), rtol=1e-5, atol=1e-6)
         assert all(tensor.shape[0] == 3 for tensor in state.values()), "the first axis of the user state is B"
 
+    def test_the_user_state_does_not_depend_on_what_was_scored_before(self, built: RankingModel) -> None:
+        batch, states = self.batch(), []
+        other = self.changed(self.changed(batch, "context", np.ones(3, bool)), "candidates", np.ones((3, 4), bool))
+        for scored in (batch, other):
+            logits_of(built, scored)
+            states.append(built.encode_user(batch["user"], batch["sequences"], training=False))
+        for name, tensor in states[0].items():
+            np.testing.assert_array_equal(_numpy(states[1][name]), _numpy(tensor), err_msg=name)
+
     @pytest.mark.parametrize("group", ["user", "context", "sequences", "candidates"])
     def test_every_group_of_features_matters(self, built: RankingModel, group: str) -> None:
         shape = {"sequences": (3, 5), "candidates": (3, 4)}.get(group, (3,))
@@ -101,27 +110,29 @@ class ModelContract:
     def test_requests_of_a_batch_do_not_depend_on_each_other(self, built: RankingModel) -> None:
         together = logits_of(built, self.batch())
         alone = keras.tree.map_structure(lambda array: array[1:2], self.batch())
-        np.testing.assert_allclose(logits_of(built, alone), together[1:2], atol=1e-5)
+        np.testing.assert_allclose(logits_of(built, alone), together[1:2], rtol=1e-5, atol=1e-5)
 
     def test_padded_candidates_change_nothing(self, built: RankingModel) -> None:
         batch = self.batch()
         expected = logits_of(built, batch)[~PADDED]
         refilled = logits_of(built, self.changed(batch, "candidates", PADDED))
-        np.testing.assert_allclose(refilled[~PADDED], expected, atol=1e-5)
+        np.testing.assert_allclose(refilled[~PADDED], expected, rtol=1e-5, atol=1e-5)
         wider = copy.deepcopy(batch)
         for name, values in batch["candidates"].items():
             wider["candidates"][name] = np.pad(values, [(0, 0), (0, 3)] + [(0, 0)] * (values.ndim - 2))
-        np.testing.assert_allclose(logits_of(built, wider)[:, :4][~PADDED], expected, atol=1e-5)
+        np.testing.assert_allclose(logits_of(built, wider)[:, :4][~PADDED], expected, rtol=1e-5, atol=1e-5)
 
     def test_padded_events_change_nothing(self, built: RankingModel) -> None:
         batch = self.batch()
         expected = logits_of(built, batch)
         no_event = ~(np.arange(5) < np.array(EVENTS)[:, None])
-        np.testing.assert_allclose(logits_of(built, self.changed(batch, "sequences", no_event)), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            logits_of(built, self.changed(batch, "sequences", no_event)), expected, rtol=1e-5, atol=1e-5
+        )
         longer = copy.deepcopy(batch)
         for events in longer["sequences"].values():
             events.update({name: np.pad(values, [(0, 0), (0, 1)]) for name, values in events.items()})
-        np.testing.assert_allclose(logits_of(built, longer), expected, atol=1e-5)
+        np.testing.assert_allclose(logits_of(built, longer), expected, rtol=1e-5, atol=1e-5)
 
     def test_users_may_have_no_events(self, built: RankingModel) -> None:
         masked = self.batch()
@@ -132,7 +143,7 @@ class ModelContract:
             events.update({name: values[:, :0] for name, values in events.items()})
         logits = logits_of(built, without)
         assert np.isfinite(logits).all()
-        np.testing.assert_allclose(logits_of(built, masked), logits, atol=1e-5)
+        np.testing.assert_allclose(logits_of(built, masked), logits, rtol=1e-5, atol=1e-5)
 
     def test_a_request_may_have_one_candidate(self, built: RankingModel) -> None:
         logits = logits_of(built, self.batch(candidates=[1, 1, 1]))
@@ -168,7 +179,9 @@ class ModelContract:
     def test_parts_of_a_list_are_scored_as_the_whole(self, built: RankingModel, size: int) -> None:
         batch = self.batch(candidates=[7, 2, 3])  # some parts are padding alone
         there = batch["candidates"]["mask"]
-        np.testing.assert_allclose(score_in_parts(built, batch, size)[there], logits_of(built, batch)[there], atol=1e-5)
+        np.testing.assert_allclose(
+            score_in_parts(built, batch, size)[there], logits_of(built, batch)[there], rtol=1e-5, atol=1e-5
+        )
 
     # === Compiled, saved, in other precision ===
 
@@ -181,7 +194,7 @@ class ModelContract:
         compiled = tf.function(lambda batch: built(batch, training=False), signature, jit_compile=jit_compile)
         for batch in (self.batch(), self.batch(candidates=[1, 1, 1]), self.batch(events=[0, 0, 0])):
             actual = compiled(keras.tree.map_structure(tf.constant, batch)).numpy()
-            np.testing.assert_allclose(actual, logits_of(built, batch), atol=1e-5)
+            np.testing.assert_allclose(actual, logits_of(built, batch), rtol=1e-5, atol=1e-5)
 
     def test_all_variables_exist_before_the_first_batch(self) -> None:
         fresh = self.build()
@@ -192,6 +205,7 @@ class ModelContract:
     def test_its_config_survives_json_and_gives_the_model_back(self, built: RankingModel) -> None:
         config = json.loads(json.dumps(built.get_config()))
         settings = {key: value for key, value in self.model.items() if key not in ("name", "loss")}
+        assert not settings.keys() - config.keys(), "`get_config` should hold every setting"
         assert {key: config[key] for key in settings} == settings
         twin = _twin(built, config)
         assert twin.get_config() == built.get_config()
@@ -277,7 +291,7 @@ class ModelContract:
         by = np.arange(1, len(self.inputs.tasks) + 1, dtype="float32")
         bias.assign(_numpy(bias) + by)
         moved = logits_of(built, self.batch()) - before
-        np.testing.assert_allclose(moved[~PADDED], np.broadcast_to(by, moved[~PADDED].shape), atol=1e-5)
+        np.testing.assert_allclose(moved[~PADDED], np.broadcast_to(by, moved[~PADDED].shape), rtol=1e-5, atol=1e-5)
 
     def test_gradients_are_the_same_when_blocks_are_computed_again(self, built: RankingModel) -> None:
         if not isinstance(built, RecomputableBlocks):

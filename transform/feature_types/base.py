@@ -35,7 +35,7 @@ class Feature(Section):
 
     name: Name = Field(examples=["duration"])
     """The feature's name: that of an input of the served model."""
-    type: str = Field(examples=["numeric"], json_schema_extra=lambda schema: schema.update(enum=[*_TYPES]))
+    type: str = Field(examples=["numeric"], json_schema_extra=lambda schema: schema.update(enum=[*feature_types()]))
     """What the column holds. A set is several values in one, for candidates alone; a time is in epoch milliseconds."""
     column: str | None = Field(None, examples=["duration_ms"])
     """The column that holds it. The feature's name by default."""
@@ -186,7 +186,7 @@ class Feature(Section):
             raise _wrong_type({"type": "missing", "loc": ("type",), "input": value})
         name = value["type"]
         if not isinstance(name, str) or name not in _TYPES:
-            expected = {"expected": one_of(f"'{known}'" for known in _TYPES)}
+            expected = {"expected": one_of(f"'{known}'" for known in feature_types())}
             raise _wrong_type({"type": "literal_error", "loc": ("type",), "input": name, "ctx": expected})
         found = _TYPES[name]
         foreign = sorted(value.keys() & (cls.known_fields().keys() - found.model_fields.keys()))
@@ -222,4 +222,4 @@ def one_of(names: Iterable[str]) -> str:
 
 def feature_types() -> dict[str, type[Feature]]:
     """All types by name."""
-    return dict(_TYPES)
+    return dict(sorted(_TYPES.items()))

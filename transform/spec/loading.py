@@ -49,7 +49,7 @@ def load_spec(path: str | Path) -> RankingSpec:
 def parse_spec(text: str, origin: str = "spec") -> RankingSpec:
     """Reads and checks a spec given as YAML (or JSON) text; `origin` names it in error messages."""
     try:
-        content = yaml.load(text, _Loader)
+        content = _read_json(text) or yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         # the first line says what, the rest where; the name of the text is PyYAML's own
         told = " ".join(str(error).replace(' in "<unicode string>",', " in").split())
@@ -66,7 +66,21 @@ def parse_spec(text: str, origin: str = "spec") -> RankingSpec:
     return spec.with_as_of(spec.split.as_of)
 
 
-# === YAML ===
+# === JSON and YAML ===
+
+
+def _read_json(text: str) -> Any:
+    """What `RankingSpec.to_json` wrote, which YAML would not read as JSON does; None for all else."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles)
+    except ValueError:
+        return None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")  # YAML's reader says which, and where
+    return dict(pairs)
 
 
 class _Loader(yaml.SafeLoader):
@@ -127,6 +141,8 @@ def _describe(origin: str, problem: Any) -> str:
     text = problem["msg"].removeprefix("Value error, ")
     if kind == "string_pattern_mismatch":
         text = _PATTERNS[problem["ctx"]["pattern"]]
+    elif kind == "model_type":
+        text = "a section is expected, as {key: value}; to have its defaults, leave it out"
     elif kind == "tuple_type":
         text = "a list is expected, as [a, b]"
     elif (what := kind.partition("_")[0]) in _KINDS and kind.endswith(

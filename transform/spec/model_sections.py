@@ -25,12 +25,21 @@ MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
 
 
 class Component(Section):
-    """Something that is chosen by name. All other keys are its settings, which its constructor checks."""
+    """Something that is chosen by name. All other keys are its settings, which its constructor checks.
+
+    The name alone, as `head: mmoe`, stands for the default settings.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     name: ComponentName
     """The name it is registered with, or the import path of a class of your own, `package.module:Name`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """A text is the name of what takes its default settings."""
+        return {"name": value} if isinstance(value, str) else value
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -219,7 +219,7 @@ BROKEN = {
     ),
     "no tasks": ({"tasks": []}, ["tasks: ", "at least 1", "Received: []"]),
     "wrong type": ({"features.user.0.dim": "wide"}, ["features.user[0].dim: a whole number is", 'Received: "wide"']),
-    "text for a section": ({"request": "user"}, ["request: ", "Request", 'Received: "user"']),
+    "text for a section": ({"request": "user"}, ["request: a section is expected, ", 'Received: "user"']),
     "zero for a positive number": ({"request.max_candidates": 0}, ["request.max_candidates", "greater than 0", ": 0"]),
     "unknown feature type": ({"features.user.0.type": "number"}, ["features.user[0].type", "'numeric'", '"number"']),
     "unknown transform": ({"features.user.1.transform": "zz"}, ["features.user[1].transform", "'log_z'", '"zz"']),
