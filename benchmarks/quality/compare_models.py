@@ -127,7 +127,7 @@ def run_all(
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs each variant with each seed, seeds first, so that all variants are seen early.
 
-    A result is kept with its spec and a hash of the code, and is measured anew when one of them is another.
+    A result is kept with its spec and a hash of the code, and is measured again when one of them is another.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     code = code_version("transform", "trainer")

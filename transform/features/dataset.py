@@ -29,7 +29,7 @@ def transformed_dtypes(spec: RankingSpec) -> dict[str, tf.DType]:
 
 
 def parse_transformed(spec: RankingSpec, serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-    """Parses a batch of transformed examples, labels and masks included.
+    """Parses a batch of transformed examples, labels and their weights included.
 
     Args:
         spec: RankingSpec.
@@ -81,7 +81,7 @@ def to_batch(spec: RankingSpec, tensors: Mapping[str, Tensor]) -> Batch:
 def to_targets(
     spec: RankingSpec, tensors: Mapping[str, tf.RaggedTensor], tasks: tuple[str, ...] | None = None
 ) -> dict[str, tf.Tensor]:
-    """Labels and label masks.
+    """Labels and label weights.
 
     Args:
         spec: RankingSpec.
@@ -89,7 +89,7 @@ def to_targets(
         tasks: tuple of str, optional. The K tasks. Defaults to all of the spec.
 
     Returns:
-        `labels` and `mask`: float [B, N, K]; the mask is 0 for padded candidates and for labels that are missing.
+        `labels` and `weights`: float [B, N, K]; the weight is 0 for padded candidates and for labels that are missing.
     """
     keys = {"labels": request_example.label_key, "weights": request_example.weight_key}
     return {

@@ -216,11 +216,11 @@ class Serving(Section):
     """What an exported model takes and gives, and the requests that warm up a server which loads it."""
 
     max_candidates: PositiveInt = Field(4096, examples=[1000])
-    """The most candidates of a request in one call; a request of more is refused. A client scores a longer list in
+    """The most candidates of a request in one call; a request of more is rejected. A client scores a longer list in
     parts. At least `request.max_candidates`."""
     cache_dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", examples=["float16"])
-    """What numbers a user's encoded context holds on its way to a client and back; scores are computed in float32 in
-    any case. The short ones travel over gRPC alone: TF Serving's REST API does not read them."""
+    """What numbers a user state holds on its way to a client and back; scores are computed in float32 in any case. The
+    short ones travel over gRPC alone: TF Serving's REST API does not read them."""
     warmup_candidates: tuple[PositiveInt, ...] = Field((1, 64, 512), min_length=1, max_length=100, examples=[[10, 200]])
     """The numbers of candidates of the requests that a server runs before it takes any; at most `max_candidates`, which
     the default stops at."""

@@ -1,4 +1,4 @@
-"""The client against a served model: scores, contexts, long lists, swaps, faults."""
+"""The client against a served model: scores, user states, long lists, swaps, faults."""
 
 import json
 import shutil
@@ -542,7 +542,7 @@ def test_a_context_that_rest_can_not_carry_is_not_kept(server, request_of_many, 
             assert not ranker.rank(**request_of_many, **WHO).user_state_cached
         assert server.calls == ["metadata", "rank", "rank"]
         assert [record.message for record in caplog.records] == [
-            "REST carries no DT_INT32: contexts of model `small` are not kept. Use gRPC."
+            "REST carries no DT_INT32: user states of model `small` are not kept. Use gRPC."
         ]
         ranker.max_candidates -= 1
         with pytest.raises(RequestError, match="Use gRPC"):

@@ -124,7 +124,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         self.candidate_tokenizer = CandidateTokenizer(
             k if task_tokens else 0, d, name="candidate_tokenizer", dtype=dtype
         )
-        # at once: a context is encoded with the task tokens, before any candidate is there
+        # at once: users are encoded with the task tokens, before any candidate is there
         self.candidate_tokenizer.build((None, None, self.embedding.width("candidate")))
         self.blocks = [
             PrivateChannelBlock(heads, ffn_ratio, dropout, name=f"block_{index}", dtype=dtype)
@@ -151,7 +151,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         And `task_read` [B, H, K, 2 d/H + 1], what the task tokens read in the first block.
         """
         embedded = self.embedding(user, group="user")
-        tokens, mask = self._context_tokens(sequences, embedded)
+        tokens, mask = self._history_tokens(sequences, embedded)
         # A copy: gradients would be wrong if a block that is recomputed got a variable as its argument.
         task_tokens = ops.copy(self.candidate_tokenizer.task_tokens) if self.task_tokens else None
         states = []
@@ -187,7 +187,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
 
     # === Steps ===
 
-    def _context_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
+    def _history_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
         if self.history_tokenizer is None:
             b = ops.shape(user)[0]
             return ops.zeros((b, 0, self.d), self.compute_dtype), ops.zeros((b, 0), "bool")

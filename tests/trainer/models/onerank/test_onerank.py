@@ -553,7 +553,7 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
     ]:
         # a first block, a last one, and one between them
         model, batch = made(inputs, layers=3, **settings), random_batch(candidates, events, inputs=inputs)
-        context, mask = model._context_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
+        context, mask = model._history_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
         features = {name: values for name, values in batch["candidates"].items() if name != "mask"}
         groups = model.candidate_tokenizer(model.embedding(features, group="candidate"))
         items, tasks = groups[:, :, :1], groups[0, 0, 1:]
