@@ -38,7 +38,8 @@ EXCLUDES = {"id": "group_by"}
 @pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_every_linked_file_is_there(page):
     path = ROOT / page
-    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", path.read_text())
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", prose)
     assert links
     assert [link for link in links if not (path.parent / link).exists()] == []
 

@@ -87,9 +87,7 @@ class ModelInterface:
             )
         return self.signatures[name]
 
-    def user_inputs(
-        self, user: Mapping[str, Any] | None, sequences: Mapping[str, Any] | None
-    ) -> dict[str, np.ndarray]:
+    def user_inputs(self, user: Mapping[str, Any] | None, sequences: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         """The inputs of `encode_user`.
 
         Args:

@@ -42,10 +42,10 @@ Predict = Callable[[str, Tensors], Tensors]
 class Ranker:
     """Ranks candidates over gRPC or REST.
 
-    The user is encoded once for each history, and the user state is kept; candidates are scored against it. A request is
-    computed by one version of the model: when that goes while it is under way, it starts again with the one that came.
-    Failures that may pass are tried again until the deadline. All methods may be called from many threads at once. A
-    process that forks makes its rankers after it has forked.
+    The user is encoded once for each history, and the user state is kept; candidates are scored against it. A request
+    is computed by one version of the model: when that goes while it is under way, it starts again with the one that
+    came. Failures that may pass are tried again until the deadline. All methods may be called from many threads at
+    once. A process that forks makes its rankers after it has forked.
 
     Args:
         address: str. `grpc://host:port` or `http://host:port`; `grpcs://` and `https://` for TLS. gRPC imports
@@ -233,7 +233,7 @@ class Ranker:
         }
 
     def _carries_user_states(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
-        """Whether user states can be sent. If not, the log says so once where they are wanted; needed, it is an error."""
+        """Whether user states can be sent. If not, the log says so once if they are wanted; needed, it is an error."""
         dtypes = ", ".join(dtype for dtype in sorted(model.cache_dtypes) if not self._transport.carries(dtype))
         if dtypes and needed:
             raise RequestError(

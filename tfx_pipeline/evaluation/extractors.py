@@ -130,7 +130,7 @@ def _targets(features: Mapping[str, Any], keys: Mapping[str, str], counts: Array
             first = np.flatnonzero(lengths != counts)[0]
             raise DataError(
                 f"`{key}`: a value for each of the {counts[first]} candidates is expected. Received: {lengths[first]} "
-                "values. Write a label and a weight of each task for each candidate, and weight 0 where a label is missing."
+                "values. Write a label and a weight per task for each candidate, and weight 0 where a label is missing."
             )
         result[task] = values
     return result

@@ -475,7 +475,7 @@ def test_lists_that_do_not_fit_together_are_named():
     assert list(rows[constants.PREDICTIONS_KEY]["buy"]) == [0.1, 0.2, 0.3]
     assert list(rows[constants.FEATURES_KEY]["country"]) == ["de", "de", "fr"]
     with pytest.raises(DataError, match="`weight_buy`: a value for each of the 2 candidates"):
-        explode(mask_buy=column([1.0], [1.0]))
+        explode(weight_buy=column([1.0], [1.0]))
     with pytest.raises(DataError, match="`country`: one value, or one for each of the 1 candidates"):
         explode(country=column([b"de"], [b"fr", b"jp"]))
     with pytest.raises(DataError, match="`country`: a list of values in each request"):

@@ -94,7 +94,7 @@ def training_requests():
                 loved_part_of=some(["i2", "i3", "crate"], int(chance.integers(0, 4)), ""),
                 label_click=[float(label) for label in chance.integers(0, 2, n)],
                 label_like=[float(label) for label in chance.integers(0, 2, n)],
-                mask_like=[float(mask) for mask in chance.integers(0, 2, n)],
+                weight_like=[float(weight) for weight in chance.integers(0, 2, n)],
             )
         )
     return [{**values, "request_id": [f"r{place}"]} for place, values in enumerate(found)]
@@ -244,8 +244,8 @@ def test_feedback_is_unknown_no_or_yes(transform):
     assert found["seen_click"] == [0, 1, 2, 0]
 
 
-def test_labels_masks_and_counts_pass_as_they_are(transform):
-    values = request(3, label_click=[0.0, 1.0, 0.0], label_like=[1.0, 0.0, 0.0], mask_like=[1.0, 0.0, 0.0])
+def test_labels_weights_and_counts_pass_as_they_are(transform):
+    values = request(3, label_click=[0.0, 1.0, 0.0], label_like=[1.0, 0.0, 0.0], weight_like=[1.0, 0.0, 0.0])
     (found,) = transformed(transform, [values])
     for key in ("label_click", "label_like", "weight_click", "weight_like", "candidate_count"):
         assert found[key] == values[key]
@@ -311,7 +311,7 @@ def test_columns_without_values_and_without_variance(tmp_path):
         }
     )
     blank = {"blank": [""], "void": [NAN], "void_bucket": [NAN], "still": [4.0], "one": [7.0], "candidate_count": [1]}
-    blank.update(label_click=[0.0], mask_click=[1.0])
+    blank.update(label_click=[0.0], weight_click=[1.0])
     requests = [{**blank, "bare": [name]} for name in ("x", "x", "y", "")]
     transform = analysed(spec, requests, tmp_path)
     for values in transformed(transform, requests, spec):
@@ -490,7 +490,7 @@ def test_targets_are_of_the_tasks_that_are_asked_for(written, tmp_path, tasks):
     everything, asked = to_targets(SPEC, tensors), to_targets(SPEC, tensors, tasks)
     places = [SPEC.task_names.index(task) for task in tasks]
     ((_, of_batches),) = request_batches(SPEC, write_records(tmp_path / "all", [records]), 20, tasks=tasks)
-    for name in ("labels", "mask"):
+    for name in ("labels", "weights"):
         np.testing.assert_array_equal(asked[name], everything[name].numpy()[..., places])
         np.testing.assert_array_equal(of_batches[name], asked[name])
 
@@ -654,10 +654,12 @@ def test_labels_are_counted_where_they_are_observed(written, tmp_path, tasks):
     assert counts.requests == 20
     assert counts.candidates == sum(values["candidate_count"][0] for values in lists)
     for place, task in enumerate(tasks or SPEC.task_names):
-        labels, masks = (np.concatenate([values[f"{part}_{task}"] for values in lists]) for part in ("label", "mask"))
-        assert counts.observed[place] == masks.sum()
-        assert counts.positives[place] == (labels * masks).sum() > 0
-        assert counts.base_rates[place] == ((labels * masks).sum() + 1) / (masks.sum() + 2)
+        labels, weights = (
+            np.concatenate([values[f"{part}_{task}"] for values in lists]) for part in ("label", "weight")
+        )
+        assert counts.observed[place] == weights.sum()
+        assert counts.positives[place] == (labels * weights).sum() > 0
+        assert counts.base_rates[place] == ((labels * weights).sum() + 1) / (weights.sum() + 2)
     assert counts.observed.shape == counts.positives.shape == (len(tasks or SPEC.task_names),)
 
 

@@ -50,7 +50,7 @@ def test_parsing_spec_reads_every_key(requests):
             row = [value.decode() if isinstance(value, bytes) else value for value in row]
             assert comparable({key: row})[key] == values[key], key
     without = request_example.raw_feature_spec(spec, targets=False)
-    assert set(fields) - set(without) == {f"{part}_{task}" for part in ("label", "mask") for task in spec.task_names}
+    assert set(fields) - set(without) == {f"{part}_{task}" for part in ("label", "weight") for task in spec.task_names}
 
 
 def test_keys_have_one_dtype_each():

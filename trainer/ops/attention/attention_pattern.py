@@ -29,8 +29,8 @@ class AttentionPattern:
         reads: str. `"first"`, `"before"` or `"all"`. Defaults to `"before"`.
         group_size: int. The tokens of a group. Defaults to None: the list is one group, and queries may be those of its
             last tokens alone.
-        query_offset: int. The place of a group's first query: the tokens before it are keys and values, but are left out of
-            the result. Defaults to 0: all tokens are queries.
+        query_offset: int. The place of a group's first query: the tokens before it are keys and values, but are
+            left out of the result. Defaults to 0: all tokens are queries.
     """
 
     reads: str = "before"
