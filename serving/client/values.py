@@ -1,4 +1,4 @@
-"""Columns of Python values as the arrays of a model's inputs; what can't be used is refused with the place it has.
+"""Columns of Python values as the arrays of a model's inputs; what can't be used is rejected with the place it has.
 
 Missing is None: "" in texts, NaN in numbers, -1 in times, no member in sets, as in request examples.
 """

@@ -32,7 +32,7 @@ def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
     head = {} if model.head is None else {"head": {"name": model.head.name, **model.head.settings}}
     built = MODELS.build(model.name, model.settings, "model", inputs, **head)
     built.create_variables()
-    built.make_loss(model.loss)  # a setting that the loss refuses is reported now, not when training begins
+    built.make_loss(model.loss)  # a setting that the loss rejects is reported now, not when training begins
     return built
 
 

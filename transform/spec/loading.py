@@ -70,7 +70,7 @@ def parse_spec(text: str, origin: str = "spec") -> RankingSpec:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-5` as a number, as JSON and everyone else do, and refuses a key that stands twice."""
+    """Reads `1e-5` as a number, as JSON and everyone else do, and rejects a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -103,7 +103,7 @@ class Training(Section):
     batch_requests: PositiveInt = Field(256, examples=[32])
     """B, the requests in a batch."""
     shuffle_requests: PositiveInt = Field(50_000, examples=[200_000])
-    """The requests in the buffer that batches are drawn from, anew each epoch."""
+    """The requests in the buffer from which batches are drawn, in a new order each epoch."""
     optimizer: Optimizer = Field(Optimizer(), examples=[{"learning_rate": 0.01}])
     """The optimizer of all variables."""
     embedding_optimizer: Optimizer | None = Field(None, examples=[{"name": "adagrad", "learning_rate": 0.05}])
@@ -122,7 +122,7 @@ class Training(Section):
     and optimizers. What is measured and served is float32 in any case."""
     jit_compile: bool = Field(False, examples=[True])
     """Compiles the training step with XLA, for GPUs and TPUs; on processors it breaks even. Batches are padded to sizes
-    of 8, 16, 32 ..., since each shape is compiled anew."""
+    of 8, 16, 32 ..., since each new shape is compiled."""
     gradient_checkpointing: bool = Field(False, examples=[True])
     """Computes the activations of each Transformer block again in the backward pass instead of keeping them:
     less memory, more time. For models with such blocks."""

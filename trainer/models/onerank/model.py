@@ -28,10 +28,10 @@ from transform.features.model_inputs import ModelInputs
 @MODELS.register("onerank")
 @keras.saving.register_keras_serializable(package="onerank")
 class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
-    """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
+    """Task-private channels, a situational descriptor over all candidates, detached cross-task attention, matching.
 
     The user state holds the user's embedding, each block's keys and values of the history, and what the task tokens
-    read of it in the first block.
+    get from it in the first block.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -43,8 +43,8 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         scorer: str. `"dot"`, `"bilinear"` or `"mlp"`, see `MatchingScorer`. Defaults to `"dot"`.
         cross_task: str or matrix [K, K]. `"parallel"`, `"full"`, `"cascade"` or weights, see `CrossTaskAttention`.
             Defaults to `"cascade"`.
-        detach: bool. Whether tasks read each other without gradient. Defaults to True.
-        query_residual: bool. Whether a task's query is added to what it reads of the candidates. Defaults to True.
+        detach: bool. Whether tasks attend to each other without gradient. Defaults to True.
+        query_residual: bool. Whether a task's query is added to what it gets from the candidates. Defaults to True.
         task_tokens: bool. Without them a candidate's own state serves all tasks; for ablation. Defaults to True.
         descriptor: str. `"situational"`, or `"constant"`: the same learned queries for every request; for ablation.
             It is then blind to user and context. Defaults to `"situational"`.
@@ -148,7 +148,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
     def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The user's embedding `user` [B, D], `mask` [B, U], a block's `keys_0`, `values_0` ... [B, H, U, d/H].
 
-        And `task_read` [B, H, K, 2 d/H + 1], what the task tokens read in the first block.
+        And `task_read` [B, H, K, 2 d/H + 1], what the task tokens get from the history in the first block.
         """
         embedded = self.embedding(user, group="user")
         tokens, mask = self._history_tokens(sequences, embedded)
