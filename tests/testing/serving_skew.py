@@ -123,7 +123,7 @@ def _in_steps(spec: RankingSpec, signatures: Any, request: bytes, names: Sequenc
 def _asked(
     spec: RankingSpec, address: str, name: str, raw: Sequence[bytes], keep: bool = False, **options: Any
 ) -> Scores:
-    """What a client is told; with `keep` when it asks for the second time, and has the user's context."""
+    """What a client is told; with `keep` when it asks for the second time, and has the user state."""
     found = []
     with Ranker(address, name, deadline=60, refresh=3600, **options) as ranker:
         for number, request in enumerate(raw):

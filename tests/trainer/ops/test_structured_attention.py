@@ -98,7 +98,7 @@ def test_padding_is_inert(kernel):
     """Whatever stands in masked tokens, NaN too, reaches nothing: neither results nor gradients."""
     pattern, mask, there = AttentionPattern("first", 3), np.array([[True] * 6 + [False] * 3]), np.array([[True, False]])
     arguments = {name: normal(1, 2, 9, 8, seed=n) for n, name in enumerate(("queries", "keys", "values", "grad_out"))}
-    arguments |= {f"context_{name}": normal(1, 2, 2, 8, seed=9) for name in ("keys", "values")}
+    arguments |= {f"prefix_{name}": normal(1, 2, 2, 8, seed=9) for name in ("keys", "values")}
     arguments |= {"bias": normal(2), "mask": tf.constant(mask), "prefix_mask": tf.constant(there)}
     other = dict(arguments)
     for name, kept in {"keys": mask, "values": mask, "prefix_keys": there, "prefix_values": there}.items():
