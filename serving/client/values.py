@@ -96,7 +96,7 @@ def to_array(values: Sequence[Any], spec: TensorSpec, place: Place) -> np.ndarra
     """A column as an array.
 
     Args:
-        values: sequence. One value a row.
+        values: sequence. One value per row.
         spec: TensorSpec. The input. One of rank 3 takes sets of texts.
         place: function. From a row to its place, for messages.
 

@@ -23,7 +23,7 @@ BATCH = 64
 CHUNK = 2  # candidates, so that requests of few have parts
 
 Row = dict[str, Any]
-Scores = list[np.ndarray]  # a request each, [N, K + 1]: a probability a task, then the fused score
+Scores = list[np.ndarray]  # one per request, [N, K + 1]: a probability per task, then the fused score
 
 
 def compare(

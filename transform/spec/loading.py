@@ -1,4 +1,4 @@
-"""Reading a spec: YAML becomes a `RankingSpec`, and every mistake in it a line that says where, what and the cure."""
+"""Reading a spec: YAML becomes a `RankingSpec`, and every error one line that says where, what, and how to fix it."""
 
 from __future__ import annotations
 
