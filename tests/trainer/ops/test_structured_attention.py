@@ -230,7 +230,7 @@ def test_xla_compiles_a_training_step_that_asks_for_the_fused_kernel():
 def arguments(**changes):
     tokens, prefix = normal(2, 3, 6, 8), normal(2, 3, 4, 8)
     made = {"queries": tokens, "keys": tokens, "values": tokens, "mask": tf.ones((2, 6), tf.bool)}
-    made |= {"prefix_keys": prefix, "prefix_values": prefix, "prefix_mask": tf.ones((2, 4), tf.bool)}
+    made |= {"context_keys": prefix, "context_values": prefix, "context_mask": tf.ones((2, 4), tf.bool)}
     return {**made, "bias": tf.zeros(3), "reads": "before", "group_size": 0, **changes}
 
 
@@ -243,9 +243,9 @@ WRONG = {
     "values-length": ("values", {"values": normal(2, 3, 5, 8)}),
     "mask-length": ("mask", {"mask": tf.ones((2, 5), tf.bool)}),
     "mask-rank": ("mask", {"mask": tf.ones((2, 6, 6), tf.bool)}),
-    "prefix_keys-depth": ("prefix_keys", {"prefix_keys": normal(2, 3, 4, 7)}),
-    "prefix_values-batch": ("prefix_values", {"prefix_values": normal(1, 3, 4, 8)}),
-    "prefix_mask": ("prefix_mask", {"prefix_mask": tf.ones((2, 3), tf.bool)}),
+    "context_keys-depth": ("context_keys", {"context_keys": normal(2, 3, 4, 7)}),
+    "context_values-batch": ("context_values", {"context_values": normal(1, 3, 4, 8)}),
+    "context_mask": ("context_mask", {"context_mask": tf.ones((2, 3), tf.bool)}),
     "bias": ("bias", {"bias": tf.zeros(4)}),
     "group_size-negative": ("group_size", {"group_size": -2}),
     "group_size-uneven": ("group_size", {"group_size": 4}),
@@ -257,7 +257,7 @@ WRONG = {
 def test_the_operation_names_what_is_wrong(name, changes):
     wrong = arguments(**changes)
     if name == "queries" and wrong["queries"].shape[-1:] == [0]:
-        wrong |= {part: normal(2, 3, 4, 0) for part in ("prefix_keys", "prefix_values")}
+        wrong |= {part: normal(2, 3, 4, 0) for part in ("context_keys", "context_values")}
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` should"):
         fused._library().one_rank_attention(**wrong)
 

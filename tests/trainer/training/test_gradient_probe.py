@@ -53,7 +53,7 @@ def data(seed=0):
     items = random.integers(1, ITEMS, (B, N)) * MASK
     labels = random.integers(0, 2, (B, N, K)).astype("float32")
     observed = (MASK[..., None] * random.integers(0, 2, (B, N, K))).astype("float32")
-    return {"candidates": {"item": items, "mask": MASK}}, {"labels": labels * observed, "mask": observed}
+    return {"candidates": {"item": items, "mask": MASK}}, {"labels": labels * observed, "weights": observed}
 
 
 def tensors(batch, targets):
@@ -146,7 +146,7 @@ def test_equal_tasks_agree_and_opposed_tasks_conflict(same, expected):
     mask = np.broadcast_to(MASK[..., None], (B, N, K)).astype("float32")
     labels = targets["labels"]
     labels[..., 1] = labels[..., 0] if same else 1 - labels[..., 0]
-    elements = tensors(batch, {"labels": labels * mask, "mask": mask})
+    elements = tensors(batch, {"labels": labels * mask, "weights": mask})
     probe = probe_of(model, elements)
     probe.before_step(0, *elements)
     for group in ("embedding", "network"):
@@ -158,7 +158,7 @@ def test_tasks_that_share_no_row_have_no_cosine_there():
     batch["candidates"]["item"] = np.where(MASK, [[1, 2, 3]], 0)
     mask = np.zeros((B, N, K), "float32")
     mask[:3, [0, 1], [0, 1]] = 1  # `click` is observed for item 1, `buy` for item 2, `share` nowhere
-    elements = tensors(batch, {"labels": targets["labels"] * mask, "mask": mask})
+    elements = tensors(batch, {"labels": targets["labels"] * mask, "weights": mask})
     probe = probe_of(model, elements)
     probe.before_step(0, *elements)
     measured = probe.measured[0]
