@@ -30,8 +30,8 @@ HEAD = """# The spec file, key by key
 
 A spec is one YAML file; [README.md](../README.md) has a small one that runs. Types are written as in YAML: [name, ...]
 is a list, {name: text} a mapping. A *name* has lower-case letters, digits and `_`, and begins with a letter; no two of
-tasks, features and sequences have the same. A *metric* is one of [metrics](#metrics). An unknown key is refused, and so
-is a key that stands twice.
+tasks, features and sequences have the same. A *metric* is one of [metrics](#metrics). An unknown key is rejected, and
+so is a key that stands twice.
 [troubleshooting.md](troubleshooting.md) has the messages.
 
 """

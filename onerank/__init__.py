@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serving.client.ranker import Ranker as Ranker
     from serving.export.exporter import export_model as export_model
     from trainer.models.registry import build_model as build_model
+    from trainer.testing.random_batches import random_batch as random_batch
     from trainer.training.trainer import train as train
     from transform.features.model_inputs import ModelInputs as ModelInputs
     from transform.ingest.prepare import prepare as prepare
@@ -34,6 +35,7 @@ _PUBLIC = {
     "export_model": "serving.export.exporter:export_model",
     "load_spec": "transform.spec.loading:load_spec",
     "prepare": "transform.ingest.prepare:prepare",
+    "random_batch": "trainer.testing.random_batches:random_batch",
     "train": "trainer.training.trainer:train",
 }
 __all__ = list(_PUBLIC)

@@ -20,7 +20,8 @@ from transform.spec.ranking_spec import RankingSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))]
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md")))]
+OTHER_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 
 WHOLE = {key: field.examples[0] for key, field in RankingSpec.model_fields.items()}
 KEYS = [
@@ -34,10 +35,11 @@ EXCLUDES = {"id": "group_by"}
 # === Links ===
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_every_linked_file_is_there(page):
     path = ROOT / page
-    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", path.read_text())
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", prose)
     assert links
     assert [link for link in links if not (path.parent / link).exists()] == []
 
@@ -47,13 +49,24 @@ def test_the_readme_links_to_every_page():
     assert [page for page in PAGES[1:] if f"({page})" not in readme] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_every_linked_heading_is_there(page):
     path = ROOT / page
     for target, anchor in re.findall(r"\]\(((?!https?:)[^)#]*)#([^)]+)\)", path.read_text()):
         text = (path.parent / target if target else path).read_text()
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
         assert anchor in [make_spec_reference.anchor(heading) for heading in headings], (target, anchor)
+
+
+# === README.md ===
+
+
+@pytest.mark.parametrize("place", make_spec_reference.REGISTRIES)
+def test_the_readme_has_a_table_of_all_models_heads_and_losses(place):
+    text = (ROOT / "README.md").read_text()
+    _, _, table = text.partition(f"| `{place}.name` | |\n|---|---|\n")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table.partition("\n\n")[0], re.MULTILINE))
+    assert sorted(rows) == list(make_spec_reference.REGISTRIES[place].classes())
 
 
 # === docs/onerank.md ===

@@ -12,7 +12,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, objects are frozen."""
+    """Base of all sections: unknown keys are rejected, objects are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 

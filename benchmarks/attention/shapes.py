@@ -59,7 +59,7 @@ SWEEP = tuple(
 
 
 def visible(shape: Shape, rows: Any = None) -> np.ndarray:
-    """Bool [Q, prefix + tokens]: who reads whom; of all queries or of some rows."""
+    """Bool [Q, prefix + tokens]: which token attends to which; of all queries or of some rows."""
     query = np.arange(shape.tokens)[slice(None) if rows is None else rows, None]
     key = np.arange(shape.tokens)
     own = key <= query

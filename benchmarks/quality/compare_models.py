@@ -84,7 +84,7 @@ class Variant:
     Attributes:
         spec: RankingSpec.
         alone: bool. Whether each task gets a model of its own.
-        lightgbm: bool. Whether it is no model of the package but LightGBM, a classifier a task.
+        lightgbm: bool. Whether it is no model of the package but LightGBM, one classifier per task.
     """
 
     spec: RankingSpec
@@ -127,7 +127,7 @@ def run_all(
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs each variant with each seed, seeds first, so that all variants are seen early.
 
-    A result is kept with its spec and a hash of the code, and is measured anew when one of them is another.
+    A result is kept with its spec and a hash of the code, and is measured again when one of them is another.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     code = code_version("transform", "trainer")
@@ -150,13 +150,13 @@ def run_all(
 
 
 def run_one(prepared: Prepared, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Test metrics by task, parameters, FLOPs a request, seconds of training."""
+    """Test metrics by task, parameters, FLOPs per request, seconds of training."""
     spec = variant.spec
     if variant.lightgbm:
         return _lightgbm(prepared, spec)
     if not variant.alone:
         return _train(prepared, spec, spec.task_names, folder)
-    # one model a task
+    # one model per task
     alone = {task: _train(prepared, for_task(spec, task), (task,), folder / task) for task in spec.task_names}
     return {
         "tasks": {task: result["tasks"][task] for task, result in alone.items()},

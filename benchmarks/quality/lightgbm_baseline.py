@@ -183,7 +183,7 @@ class Candidates:
     """The candidates of a split, one row each.
 
     Args:
-        values: dict. By feature [rows]; of a categorical set, a list of values a row.
+        values: dict. By feature [rows]; of a categorical set, a list of values per row.
         labels: dict. By task [rows].
         masks: dict. By task [rows]; 0 where the label is missing.
         requests: array of shape [rows]. The id of each row's request.

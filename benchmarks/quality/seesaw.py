@@ -100,7 +100,7 @@ def seesaw(
         metric: str. Defaults to `"auc"`.
 
     Returns:
-        A row a task.
+        One row per task.
     """
     return [SeesawRow(task, metric, together[task][metric], alone[task][metric]) for task in together]
 
@@ -122,7 +122,7 @@ def write_seesaw(rows: Sequence[SeesawRow], run_dir: str) -> None:
 
 
 def print_table(spec: RankingSpec, rows: Sequence[SeesawRow], console: Console) -> None:
-    """A row a task."""
+    """One row per task."""
     table = Table(title=f"Seesaw of {spec.name}, test {rows[0].metric.upper()}, one seed", title_justify="left")
     for name in ("task", "together", "alone", "gain"):
         table.add_column(name, justify="left" if name == "task" else "right")

@@ -45,7 +45,7 @@ class KerasAttentionBlock(keras.layers.Layer):
             getattr(self, name).set_weights(getattr(block, name).get_weights())
 
     def call(self, tokens: Any, visible: Any) -> Any:
-        """The new tokens; `visible` [B, M, M] says who reads whom."""
+        """The new tokens; `visible` [B, M, M] says which token attends to which."""
         normed = self.attention_norm(tokens)
         tokens = tokens + self.attention(normed, normed, attention_mask=visible)
         return tokens + self.ffn_out(self.ffn_in(self.ffn_norm(tokens)))
@@ -75,9 +75,9 @@ class KerasAttentionOneRank(OneRank):
         return twin
 
     def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
-        """The context's tokens as they come in: nothing more is known before candidates are."""
+        """The history's tokens as they come in: nothing more is known before candidates are."""
         embedded = self.embedding(user, group="user")
-        tokens, mask = self._context_tokens(sequences, embedded)
+        tokens, mask = self._history_tokens(sequences, embedded)
         return {"user": embedded, "tokens": tokens, "mask": mask}
 
     def _candidate_states(self, cache: Tensors, candidates: Tensors, training: bool | None) -> Any:

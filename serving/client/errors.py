@@ -10,7 +10,7 @@ class RankingError(Exception):
 
 
 class RequestError(RankingError, UserError):
-    """The request is wrong: it doesn't fit the model, or the server refused it. To repeat it would not help."""
+    """The request is wrong: it doesn't fit the model, or the server rejected it. To repeat it would not help."""
 
 
 class RankingUnavailable(RankingError):

@@ -69,12 +69,12 @@ class ModelInterface:
 
     @property
     def cache_dtypes(self) -> set[str]:
-        """The dtypes of an encoded context."""
+        """The dtypes of a user state."""
         return {spec.dtype for spec in self.signatures[ENCODE_USER].outputs.values()}
 
-    def fits(self, context: Tensors) -> bool:
+    def fits(self, user_state: Tensors) -> bool:
         """Whether a kept user state has the names, dtypes and ranks of what `encode_user` gives."""
-        kept = {name: TensorSpec(_dtype(array), array.ndim) for name, array in context.items()}
+        kept = {name: TensorSpec(_dtype(array), array.ndim) for name, array in user_state.items()}
         return kept == self.signatures[ENCODE_USER].outputs
 
     def signature(self, name: str) -> Signature:
@@ -87,9 +87,7 @@ class ModelInterface:
             )
         return self.signatures[name]
 
-    def context_inputs(
-        self, user: Mapping[str, Any] | None, sequences: Mapping[str, Any] | None
-    ) -> dict[str, np.ndarray]:
+    def user_inputs(self, user: Mapping[str, Any] | None, sequences: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         """The inputs of `encode_user`.
 
         Args:
@@ -113,7 +111,7 @@ class ModelInterface:
         return inputs
 
     def candidate_inputs(self, context: Mapping[str, Any] | None, candidates: Any) -> tuple[dict[str, np.ndarray], int]:
-        """The inputs of `rank_with_user_state` beside the cache.
+        """The inputs of `rank_with_user_state` beside the user state.
 
         Args:
             context: dict. Feature values.

@@ -42,10 +42,10 @@ Predict = Callable[[str, Tensors], Tensors]
 class Ranker:
     """Ranks candidates over gRPC or REST.
 
-    The user's context is encoded once for each history and kept; candidates are scored against it. A request is
-    computed by one version of the model: when that goes while it is under way, it starts again with the one that came.
-    Failures that may pass are tried again until the deadline. All methods may be called from many threads at once. A
-    process that forks makes its rankers after it has forked.
+    The user is encoded once for each history, and the user state is kept; candidates are scored against it. A request
+    is computed by one version of the model: when that goes while it is under way, it starts again with the one that
+    came. Failures that may pass are tried again until the deadline. All methods may be called from many threads at
+    once. A process that forks makes its rankers after it has forked.
 
     Args:
         address: str. `grpc://host:port` or `http://host:port`; `grpcs://` and `https://` for TLS. gRPC imports
@@ -56,7 +56,7 @@ class Ranker:
         deadline: float. Seconds that a request may take, all attempts together. Defaults to 5.
         token: str, optional. Sent with each call as `Authorization: Bearer`.
         ca: str, optional. The file with the certificates to trust (PEM). Defaults to the system's.
-        cache: UserStateCache, optional. Where contexts are kept. Defaults to 64 MiB of memory, for ten minutes.
+        cache: UserStateCache, optional. Where user states are kept. Defaults to 64 MiB of memory, for ten minutes.
         max_candidates: int. The most that are sent in one call; longer lists are scored in parts, with equal results.
             Defaults to 4096.
         parallel: int. The most parts that are under way at once, of all requests together. Defaults to 4.
@@ -129,12 +129,12 @@ class Ranker:
 
         Args:
             user: dict. The user's feature values.
-            candidates: list of dicts, one a candidate, or a dict of columns.
+            candidates: list of dicts, one per candidate, or a dict of columns.
             context: dict, optional. The request's feature values. Defaults to none, for models that take none.
             sequences: dict, optional. By sequence the user's events, newest last: a list of dicts, or a dict of
                 columns. Defaults to none, for models that take none.
-            user_key: str, optional. Who it is. With `history_version` it names the context in the cache: what the cache
-                has of them is used, whatever `user` and `sequences` say. Defaults to no caching.
+            user_key: str, optional. Who it is. With `history_version` it names the user state in the cache: what the
+                cache has of them is used, whatever `user` and `sequences` say. Defaults to no caching.
             history_version: str or int, optional. Changes whenever `user` or `sequences` do.
 
         Returns:
@@ -201,13 +201,13 @@ class Ranker:
         if in_parts:
             model.signature(SUMMARIZE_CANDIDATES)  # before anything is sent
         elif who is None or not carried:
-            return _ranking(model, predict(RANK, {**model.context_inputs(user, sequences), **inputs}), count, False)
+            return _ranking(model, predict(RANK, {**model.user_inputs(user, sequences), **inputs}), count, False)
         key = None if who is None else UserStateKey(model.model, model.version, *who)
         known = self.cache.get(key) if key else None
         if known is not None and not model.fits(known):
-            _log.warning("The context kept under %s is not one of the model's: it is encoded anew.", key)
+            _log.warning("The user state kept under %s is not one of the model's: the user is encoded again.", key)
             known = None
-        encoded = known if known is not None else predict(ENCODE_USER, model.context_inputs(user, sequences))
+        encoded = known if known is not None else predict(ENCODE_USER, model.user_inputs(user, sequences))
         if key and known is None:
             self.cache.put(key, encoded)
         if in_parts:
@@ -233,16 +233,16 @@ class Ranker:
         }
 
     def _carries_user_states(self, model: ModelInterface, wanted: bool, needed: bool) -> bool:
-        """Whether contexts can be sent. If not, the log says so once where they are wanted; needed, it is an error."""
+        """Whether user states can be sent. If not, the log says so once if they are wanted; needed, it is an error."""
         dtypes = ", ".join(dtype for dtype in sorted(model.cache_dtypes) if not self._transport.carries(dtype))
         if dtypes and needed:
             raise RequestError(
-                f"candidates: at most {self.max_candidates} are expected, as REST carries no {dtypes} and contexts "
+                f"candidates: at most {self.max_candidates} are expected, as REST carries no {dtypes} and user states "
                 f"of model `{model.model}` are that. Received: more. Use gRPC."
             )
         if dtypes and wanted and not self._told:
             self._told = True
-            _log.warning("REST carries no %s: contexts of model `%s` are not kept. Use gRPC.", dtypes, model.model)
+            _log.warning("REST carries no %s: user states of model `%s` are not kept. Use gRPC.", dtypes, model.model)
         return not dtypes
 
 

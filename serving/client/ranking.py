@@ -17,7 +17,7 @@ class Ranking:
         score: float32 [N]. The fused score.
         order: int64 [N]. The candidates' positions, best score first; ties stay in the order given.
         version: int. The version of the model that computed all of it.
-        user_state_cached: bool. Whether the user's context came from the cache.
+        user_state_cached: bool. Whether the user state came from the cache.
     """
 
     tasks: Mapping[str, np.ndarray]

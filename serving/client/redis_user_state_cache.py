@@ -1,4 +1,4 @@
-"""Contexts in Redis, for many processes."""
+"""User states in Redis, for many processes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PAUSE = 1.0  # seconds without Redis after a failure, so that its time-outs don'
 
 
 class RedisUserStateCache(UserStateCache):
-    """Keeps contexts in Redis under a time to live.
+    """Keeps user states in Redis under a time to live.
 
-    Redis decides what goes when its memory is full: give it `maxmemory-policy allkeys-lru`. Where it fails, the context
-    is encoded anew and Redis is left alone for a second; the log has one line when it goes and one when it is back.
+    Redis decides what goes when its memory is full: give it `maxmemory-policy allkeys-lru`. Where it fails, the user is
+    encoded again, and Redis is not asked for a second; the log has one line when it goes and one when it is back.
 
     Args:
         url: str. As `redis://host:6379/0`, or `rediss://` for TLS.
-        ttl: float. Seconds after which a context is forgotten. Defaults to ten minutes.
+        ttl: float. Seconds after which a user state is forgotten. Defaults to ten minutes.
         prefix: str. Before all keys: one for each set of models that may have the same names and versions. Defaults to
             `"onerank"`.
         timeout: float. Seconds that Redis may take to connect or to answer. Defaults to 0.05.
@@ -59,27 +59,27 @@ class RedisUserStateCache(UserStateCache):
         self._away_until: float | None = None
 
     def get(self, key: UserStateKey) -> Tensors | None:
-        """The context, or None where Redis has none or fails."""
-        context = None
+        """The user state, or None where Redis has none or fails."""
+        user_state = None
         if not self._paused():
             try:
                 packed = self._redis.get(self._name(key))
                 self._succeeded()
-                context = None if packed is None else _unpack(packed)
+                user_state = None if packed is None else _unpack(packed)
             except (redis.RedisError, OSError) as error:
                 self._failed(error)
             except (ValueError, TypeError) as error:  # the next `put` writes over it
-                _log.warning("Redis holds no context under %s: %s.", self._name(key), error)
+                _log.warning("Redis holds no user state under %s: %s.", self._name(key), error)
         with self._lock:
-            self.hits += context is not None
-            self.misses += context is None
-        return context
+            self.hits += user_state is not None
+            self.misses += user_state is None
+        return user_state
 
-    def put(self, key: UserStateKey, context: Tensors) -> None:
-        """Keeps a context, where Redis can."""
+    def put(self, key: UserStateKey, user_state: Tensors) -> None:
+        """Keeps a user state, where Redis can."""
         if not self._paused():
             try:
-                self._redis.set(self._name(key), _pack(context), px=self._milliseconds)
+                self._redis.set(self._name(key), _pack(user_state), px=self._milliseconds)
                 self._succeeded()
             except (redis.RedisError, OSError) as error:
                 self._failed(error)
@@ -96,7 +96,7 @@ class RedisUserStateCache(UserStateCache):
             self.failures += 1
             first, self._away_until = self._away_until is None, time.monotonic() + PAUSE
         if first:
-            _log.warning("Redis fails (%s: %s): contexts are encoded anew.", type(error).__name__, error)
+            _log.warning("Redis fails (%s: %s): users are encoded again.", type(error).__name__, error)
 
     def _succeeded(self) -> None:
         if self._away_until is not None:
@@ -106,17 +106,17 @@ class RedisUserStateCache(UserStateCache):
                 _log.warning("Redis is back.")
 
 
-def _pack(context: Tensors) -> bytes:
+def _pack(user_state: Tensors) -> bytes:
     """A line of JSON with names, dtypes and shapes, then the tensors' bytes: no pickle, as others may write there."""
-    header = [[name, array.dtype.name, array.shape] for name, array in context.items()]
-    return b"\n".join([json.dumps(header).encode(), b"".join(array.tobytes() for array in context.values())])
+    header = [[name, array.dtype.name, array.shape] for name, array in user_state.items()]
+    return b"\n".join([json.dumps(header).encode(), b"".join(array.tobytes() for array in user_state.values())])
 
 
 def _unpack(packed: Any) -> Tensors:
     header, _, content = packed.partition(b"\n")
-    context, start = {}, 0
+    user_state, start = {}, 0
     for name, dtype_name, shape in json.loads(header):
         dtype, size = np.dtype(dtype_name), int(np.prod(shape))
-        context[name] = np.frombuffer(content, dtype, size, start).reshape(shape)
+        user_state[name] = np.frombuffer(content, dtype, size, start).reshape(shape)
         start += size * dtype.itemsize
-    return context
+    return user_state

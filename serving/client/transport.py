@@ -50,7 +50,7 @@ class Transport(ABC):
     """Calls of a server that speaks TF Serving's API. Safe to use from many threads at once.
 
     Every call raises `TransientFailure` where another attempt may help, `VersionGone` where the model or its version is
-    not there, `RequestError` where the server refuses the request, and `RankingUnavailable` for all else.
+    not there, `RequestError` where the server rejects the request, and `RankingUnavailable` for all else.
 
     Attributes:
         address: str. For messages.

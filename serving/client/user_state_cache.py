@@ -1,4 +1,4 @@
-"""What keeps users' encoded contexts between requests."""
+"""`UserStateCache`: keeps user states between requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serving.client.transport import Tensors
 
 
 class UserStateKey(NamedTuple):
-    """What a context follows from; another value of any of them is another context."""
+    """What a user state depends on; another value of any of them is another user state."""
 
     model: str
     version: int
@@ -18,12 +18,12 @@ class UserStateKey(NamedTuple):
 
 
 class UserStateCache(ABC):
-    """Keeps contexts for a time. Safe to use from many threads at once; it never makes a request fail."""
+    """Keeps user states for a time. Safe to use from many threads at once; it never makes a request fail."""
 
     @abstractmethod
     def get(self, key: UserStateKey) -> Tensors | None:
-        """The context's tensors by name, or None where it is not there."""
+        """The user state's tensors by name, or None if it is not there."""
 
     @abstractmethod
-    def put(self, key: UserStateKey, context: Tensors) -> None:
-        """Keeps a context."""
+    def put(self, key: UserStateKey, user_state: Tensors) -> None:
+        """Keeps a user state."""

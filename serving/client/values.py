@@ -1,4 +1,4 @@
-"""Columns of Python values as the arrays of a model's inputs; what can't be used is refused with the place it has.
+"""Columns of Python values as the arrays of a model's inputs; what can't be used is rejected with the place it has.
 
 Missing is None: "" in texts, NaN in numbers, -1 in times, no member in sets, as in request examples.
 """
@@ -96,7 +96,7 @@ def to_array(values: Sequence[Any], spec: TensorSpec, place: Place) -> np.ndarra
     """A column as an array.
 
     Args:
-        values: sequence. One value a row.
+        values: sequence. One value per row.
         spec: TensorSpec. The input. One of rank 3 takes sets of texts.
         place: function. From a row to its place, for messages.
 

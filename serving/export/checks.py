@@ -1,4 +1,4 @@
-"""Checks inside the served graph: what does not fit is refused with a message, not scored, and no riddle.
+"""Checks inside the served graph: invalid inputs are rejected with a clear message.
 
 Each is an InvalidArgument, whoever serves the model, that names the input, what is expected and what was received.
 All inputs together make a few small operations.

@@ -16,7 +16,7 @@ PART = "part"
 
 
 def pack_user_state(cache: Mapping[str, tf.Tensor], dtype: str, exact: Collection[str] = ()) -> Tensors:
-    """A context cache as it travels: masks [B, U] as int32 places, 1 to U where true, else 0; numbers in `dtype`.
+    """A user state as it travels: masks [B, U] as int32 places, 1 to U where true, else 0; numbers in `dtype`.
 
     Tensors that are named in `exact` stay float32.
     """

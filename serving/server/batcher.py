@@ -34,7 +34,7 @@ class Batcher:
 
     Requests wait for others up to a timeout or until the batch is full. Each gets its own rows of the outputs. Where
     lists are padded, behind and with their tensor's first value, a request's outputs are as long as the longest of its
-    batch, as in TF Serving. If a batch is refused, its requests are tried one by one.
+    batch, as in TF Serving. If a batch is rejected, its requests are tried one by one.
 
     Args:
         work: WorkQueue.
@@ -118,7 +118,7 @@ class Batcher:
     async def _alone(
         self, batch: _Batch, inputs: Arrays, deadline: float, answer: asyncio.Future, error: Exception
     ) -> None:
-        """Tries one request of a batch that was refused: the fault may be another's."""
+        """Tries one request of a batch that was rejected: the fault may be another's."""
         try:
             if len(batch.requests) == 1 or not _is_invalid(error):
                 raise error

@@ -1,4 +1,4 @@
-"""What goes wrong in a server: the operator's mistakes, and the requests that are refused."""
+"""What goes wrong in a server: the operator's mistakes, and the requests that are rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ServerError(UserError):
 
 
 class RequestError(Exception):
-    """A request is refused, with the status that TF Serving gives.
+    """A request is rejected, with the status that TF Serving gives.
 
     Args:
         code: grpc.StatusCode.
@@ -38,7 +38,7 @@ def invalid(message: str) -> RequestError:
 
 
 def of_tensorflow(error: Any) -> RequestError:
-    """The error of a request that TensorFlow refused or could not compute.
+    """The error of a request that TensorFlow rejected or could not compute.
 
     Args:
         error: tf.errors.OpError, or UnicodeDecodeError: the session's, when a message quotes bytes of the request that

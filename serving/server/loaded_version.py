@@ -96,7 +96,7 @@ class LoadedVersion:
 
     @property
     def shapes_after_warm_up(self) -> int:
-        """The shapes of inputs that came first after warm-up; XLA compiles each of them anew."""
+        """The shapes of inputs that came first after warm-up; XLA compiles each of them."""
         return len(self._shapes) - (self._shapes_at_warm_up or 0)
 
     def close(self) -> None:

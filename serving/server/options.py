@@ -32,7 +32,7 @@ class ServerOptions:
     port: int = _flag(8500, "the port of gRPC; 0 picks a free one")
     rest_api_port: int = _flag(8501, "the port of REST; 0 picks a free one")
     num_threads: int = _flag(0, "threads that run TensorFlow; 0 for one a core")
-    max_queue: int = _flag(256, "requests that may wait for a thread; further ones are refused")
+    max_queue: int = _flag(256, "requests that may wait for a thread; further ones are rejected")
     max_request_bytes: int = _flag(16 * 2**20, "the largest request, and the largest tensor in it")
     max_string_bytes: int = _flag(2**20, "the longest string in a tensor")
     rest_api_timeout_in_ms: int = _flag(30_000, "the longest that a REST request takes")

@@ -49,7 +49,7 @@ class Signature:
         return all(shape is not None and len(shape) > 0 and shape[0] is None for shape in shapes)
 
     def check_names(self, names: Collection[str]) -> None:
-        """Refuses a request that leaves out an input or brings an unknown one.
+        """Rejects a request that leaves out an input or brings an unknown one.
 
         Raises:
             RequestError: INVALID_ARGUMENT.

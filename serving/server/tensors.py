@@ -48,7 +48,7 @@ def inputs_of(request: Any, signature: Signature, options: ServerOptions) -> Arr
 def to_array(proto: Any, spec: TensorSpec, max_bytes: int) -> np.ndarray:
     """The array that a TensorProto holds.
 
-    As in TensorFlow, the last of too few values is repeated; a tensor without any is refused.
+    As in TensorFlow, the last of too few values is repeated; a tensor without any is rejected.
 
     Args:
         proto: TensorProto.

@@ -19,7 +19,7 @@ NO_DEADLINE = math.inf
 
 
 class WorkQueue:
-    """Runs work on a few threads, refuses it when too much waits, and never starts what is late.
+    """Runs work on a few threads, rejects it when too much waits, and never starts what is late.
 
     Args:
         threads: int.

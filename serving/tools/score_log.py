@@ -146,7 +146,7 @@ def _write_requests(spec: RankingSpec, data_dir: str, prefix: str, table: str | 
 class _Candidate(NamedTuple):
     request: str
     item: str | None
-    scores: list[float]  # a probability a task, then the fused score
+    scores: list[float]  # a probability per task, then the fused score
 
 
 def _candidates(

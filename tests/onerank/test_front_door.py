@@ -73,10 +73,23 @@ def test_from_a_log_to_scores_without_tfx(tmp_path, capsys):
     assert len(list((output / "prepared").iterdir())) == 2, "the log has changed"
 
 
-@pytest.mark.slow
-def test_the_readmes_program_runs(tmp_path, monkeypatch, capsys):
-    (program,) = re.findall(r"```python\n(import onerank\n.*?)```", (repository() / "README.md").read_text(), re.DOTALL)
+def run_program_of_the_readme(holds, tmp_path, monkeypatch):
+    """Runs the one Python program of README.md that holds a text; what it writes goes to `tmp_path`."""
+    programs = re.findall(r"```python\n(.*?)```", (repository() / "README.md").read_text(), re.DOTALL)
+    (program,) = (program for program in programs if holds in program)
     monkeypatch.chdir(repository())
     exec(program.replace('"out/', f'"{tmp_path}/'), {})
+
+
+@pytest.mark.slow
+def test_the_readmes_program_from_a_log_to_a_trained_model_runs(tmp_path, monkeypatch, capsys):
+    run_program_of_the_readme("onerank.train(", tmp_path, monkeypatch)
     tasks = re.findall(r"^(\w+): AUC 0\.\d{4}$", capsys.readouterr().out, re.MULTILINE)
     assert tasks == ["click", "long_view", "like", "profile_enter"]
+
+
+def test_the_readmes_program_from_a_spec_to_a_loss_runs(tmp_path, monkeypatch, capsys):
+    run_program_of_the_readme("onerank.random_batch(", tmp_path, monkeypatch)
+    losses = dict(re.findall(r"^(\w+): loss (\d\.\d{4})$", capsys.readouterr().out, re.MULTILINE))
+    assert list(losses) == ["click", "long_view", "like", "profile_enter"]
+    assert all(float(loss) > 0 for loss in losses.values())

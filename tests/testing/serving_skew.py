@@ -23,7 +23,7 @@ BATCH = 64
 CHUNK = 2  # candidates, so that requests of few have parts
 
 Row = dict[str, Any]
-Scores = list[np.ndarray]  # a request each, [N, K + 1]: a probability a task, then the fused score
+Scores = list[np.ndarray]  # one per request, [N, K + 1]: a probability per task, then the fused score
 
 
 def compare(
@@ -124,7 +124,7 @@ def _in_steps(spec: RankingSpec, signatures: Any, request: bytes, names: Sequenc
 def _asked(
     spec: RankingSpec, address: str, name: str, raw: Sequence[bytes], keep: bool = False, **options: Any
 ) -> Scores:
-    """What a client is told; with `keep` when it asks for the second time, and has the user's context."""
+    """What a client is told; with `keep` when it asks for the second time, and has the user state."""
     found = []
     with Ranker(address, name, deadline=60, refresh=3600, **options) as ranker:
         for number, request in enumerate(raw):

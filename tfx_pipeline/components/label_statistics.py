@@ -74,11 +74,11 @@ def LabelStatistics(  # noqa: N802
 def _candidates(serialized: bytes, item: str | None, tasks: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
     """(request, item, weights [2, K] of positives and of labels) of every candidate."""
     values = request_examples.decode(serialized)
-    labels, masks = (
+    labels, weights = (
         np.array([values[key(task)] for task in tasks], "float32")
         for key in (request_examples.label_key, request_examples.weight_key)
     )
-    counts = np.stack([labels * masks, masks])  # [2, K, N]
+    counts = np.stack([labels * weights, weights])  # [2, K, N]
     for n in range(counts.shape[2]):
         yield values[request_examples.REQUEST_ID][0], values[item][n] if item else "", counts[:, :, n].tolist()
 

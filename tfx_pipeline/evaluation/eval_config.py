@@ -190,7 +190,7 @@ def load_gates(path: str) -> list[TaskGate]:
         path: str. The folder.
 
     Returns:
-        A gate a task, in the order of the spec.
+        One gate per task, in the order of the spec.
     """
     gates = []
     for task, metric in _configured(path, tfma_metrics.Gate):

@@ -55,7 +55,7 @@ def custom_extractors(
 
     Args:
         eval_shared_model: EvalSharedModel or list of them. The candidate model, and the baseline if there is one.
-        eval_config: EvalConfig. Names labels, masks (as example weights) and slices.
+        eval_config: EvalConfig. Names labels, their weights (as example weights) and slices.
         tensor_adapter_config: TensorAdapterConfig or None. How examples are parsed.
 
     Returns:
@@ -122,7 +122,7 @@ def _lists(features: Mapping[str, Any], key: str) -> _Lists:
 
 
 def _targets(features: Mapping[str, Any], keys: Mapping[str, str], counts: Array) -> dict[str, Array]:
-    """Labels or masks of shape [rows] by task."""
+    """Labels or label weights of shape [rows] by task."""
     result = {}
     for task, key in keys.items():
         values, lengths = _lists(features, key)
@@ -130,7 +130,7 @@ def _targets(features: Mapping[str, Any], keys: Mapping[str, str], counts: Array
             first = np.flatnonzero(lengths != counts)[0]
             raise DataError(
                 f"`{key}`: a value for each of the {counts[first]} candidates is expected. Received: {lengths[first]} "
-                "values. Write a label and a mask of each task for each candidate, and mask 0 where a label is missing."
+                "values. Write a label and a weight per task for each candidate, and weight 0 where a label is missing."
             )
         result[task] = values
     return result

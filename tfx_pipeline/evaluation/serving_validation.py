@@ -38,7 +38,7 @@ from transform.spec.ranking_spec import RankingSpec
 CANDIDATE, BASELINE = "candidate", "baseline"  # their names on the server
 CALL_SECONDS = 60.0
 REPLAY_SECONDS = 1800.0  # for all calls
-LARGEST_BYTES = 2**30  # of a request: what is too long for TF Serving, the model's own limits refuse
+LARGEST_BYTES = 2**30  # of a request: what is too long for TF Serving, the model's own limits reject
 CHANNEL_OPTIONS = (  # answers of any size; this machine, whatever proxy the environment names
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),

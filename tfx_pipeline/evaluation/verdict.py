@@ -63,7 +63,7 @@ def judge(data: RunData) -> list[Judgement]:
         data: RunData.
 
     Returns:
-        A judgement a task.
+        One judgement per task.
     """
     failures = {task: [failure for failure in data.failures if failure.task == task] for task in data.tasks}
     judgements = []

@@ -188,7 +188,7 @@ def _logged_to(log_path: str, root: logging.Logger) -> Iterator[None]:
 
 
 class _Progress(logging.Handler):
-    """Prints a line a component (its name, its time, whether it was cached) and the notices of this project."""
+    """Prints one line per component (its name, its time, whether it was cached) and the notices of this project."""
 
     def __init__(self, console: Console, newest_run: Callable[[], dict[str, ComponentRun]]):
         super().__init__(logging.INFO)

@@ -1,1 +1,1 @@
-"""Keras 3 layers, one public class a file."""
+"""Keras 3 layers, one public class per file."""

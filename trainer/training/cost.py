@@ -38,7 +38,7 @@ class Cost:
         requests: int. B, the requests of the batch.
         dense_parameters: int. Parameters outside the embedding tables.
         table_parameters: int. Parameters of the embedding tables.
-        forward_flops: int. To score the batch, contexts encoded anew.
+        forward_flops: int. To score the batch, encoding its users included.
         training_flops: int. To score it and to make all gradients.
         forward_bytes: int. Moved to score the batch.
         training_bytes: int. Moved to score it and to make all gradients.

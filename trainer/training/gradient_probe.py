@@ -20,7 +20,7 @@ class GradientProbe:
     """Measures each task's gradient on a training batch, before the step, every so many steps.
 
     Parameters come in two groups, `embedding` (the tables, if they hold no more than `LARGEST_TABLES` parameters: a
-    gradient a task is as large as all of them) and `network` (all else). A pair of tasks is compared on
+    gradient per task is as large as all of them) and `network` (all else). A pair of tasks is compared on
     the parameters that it shares, those that both send a gradient to: rows or channels of one task alone say nothing
     about conflict. The cosine is in [-1, 1], negative where a step for one is a step against the other, and NaN for
     tasks that share nothing. The measures go to TensorBoard (`gradients/<group>/...`) and into `measured`.
@@ -75,7 +75,7 @@ def gradient_conflict(gradients: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Norms and pairwise cosines of gradients.
 
     Args:
-        gradients: Float Tensor [K, P]. A gradient a task over P parameters.
+        gradients: Float Tensor [K, P]. One gradient per task over P parameters.
 
     Returns:
         The norms [K], and the cosines [K, K], each over the parameters where both gradients are not 0.

@@ -51,7 +51,7 @@ def _sums(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
     """The rows that are looked up, in order, and their gradients.
 
     A row that is looked up twice is there twice, each time with the sum: so there is one for each look-up, and XLA
-    knows how many. That it is written twice changes nothing.
+    knows how many. Writing the same value twice is harmless.
     """
     order = tf.argsort(gradient.indices, stable=True)
     rows = tf.gather(gradient.indices, order)

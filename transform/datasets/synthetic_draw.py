@@ -39,7 +39,7 @@ class Sizes:
         test_requests: int. On days 10 and 11. Defaults to `3_000`.
         users: int. Defaults to `2_000`.
         items: int. Defaults to `500`.
-        past_events: int. Events a user before the log, each on another item; also the window of the scenario
+        past_events: int. Events per user before the log, each on another item; also the window of the scenario
             `history`. Defaults to `120`.
     """
 
@@ -224,7 +224,7 @@ def _draw_requests(world: World, start: Array, past_events: int, rng: np.random.
 
 
 def _draw_distinct(log_weights: Callable[[slice], Array], rows: int, count: int, rng: np.random.Generator) -> Array:
-    """Draws `count` different items a row by weight: the largest sums of a logarithm and a Gumbel number."""
+    """Draws `count` different items per row by weight: the largest sums of a logarithm and a Gumbel number."""
     drawn = []
     for first in range(0, rows, CHUNK):
         weights = log_weights(slice(first, min(first + CHUNK, rows)))
@@ -259,7 +259,7 @@ class _Timelines:
         return History(self._topics[user[:, None], places], self._positive[user[:, None], places])
 
     def append(self, requests: Requests, topics: Array, positive: Array) -> None:
-        """Adds the candidates of requests, at most one request a user."""
+        """Adds the candidates of requests, at most one request per user."""
         rows, columns = np.nonzero(requests.mask)
         user = requests.user[rows]
         self._topics[user, self._length[user] + columns] = topics[rows, columns]

@@ -31,7 +31,7 @@ def length_key(name: str) -> str:
 
 
 class Feature(Section):
-    """One input. Options that have no meaning for its type are refused. An empty value is missing."""
+    """One input. Options that have no meaning for its type are rejected. An empty value is missing."""
 
     name: Name = Field(examples=["duration"])
     """The feature's name: that of an input of the served model."""

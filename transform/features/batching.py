@@ -120,10 +120,10 @@ def count_labels(inputs: ModelInputs, files: Sequence[str]) -> LabelCounts:
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
         tensors = parse_transformed(inputs, serialized)
         targets = to_targets(inputs, tensors)
-        mask = tf.cast(targets["weights"], tf.float64)
-        positives = tf.reduce_sum(mask * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
+        weights = tf.cast(targets["weights"], tf.float64)
+        positives = tf.reduce_sum(weights * tf.cast(targets["labels"], tf.float64), axis=[0, 1])
         candidates = tf.reduce_sum(tensors[CANDIDATE_COUNT].flat_values)
-        return tf.size(serialized, tf.int64), candidates, tf.reduce_sum(mask, axis=[0, 1]), positives
+        return tf.size(serialized, tf.int64), candidates, tf.reduce_sum(weights, axis=[0, 1]), positives
 
     batches = tf.data.TFRecordDataset(sorted(files), "GZIP").batch(1024).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     counted = batches.reduce(nothing, lambda total, part: tuple(a + b for a, b in zip(total, part, strict=True)))

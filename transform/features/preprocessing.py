@@ -28,7 +28,7 @@ def make_preprocessing_fn(spec: RankingSpec) -> Callable[[Inputs], dict[str, tf.
 
     Returns:
         A function from sparse raw features by key (`examples.raw_feature_spec`) to sparse transformed features by
-        key (`features.transformed_dtypes`), with request ids, labels, masks and set lengths passed through.
+        key (`features.transformed_dtypes`), with request ids, labels, label weights and set lengths passed through.
     """
 
     def preprocessing_fn(inputs: Inputs) -> dict[str, tf.SparseTensor]:

@@ -22,12 +22,12 @@ REQUEST_TIME = "request_time"
 
 
 def label_key(task: str) -> str:
-    """The key of a task's labels: 0 or 1 a candidate."""
+    """The key of a task's labels: 0 or 1 per candidate."""
     return f"label_{task}"
 
 
 def weight_key(task: str) -> str:
-    """The key of a task's label mask: 0 where the label is missing or unobserved, else 1."""
+    """The key of a task's label weights: 0 where the label is missing or unobserved, else 1 or `request.weight`."""
     return f"weight_{task}"
 
 
@@ -60,7 +60,7 @@ def raw_feature_spec(spec: RankingSpec, targets: bool = True) -> dict[str, tf.io
 
     Args:
         spec: RankingSpec.
-        targets: bool. Whether labels and masks are parsed too. Defaults to `True`.
+        targets: bool. Whether labels and their weights are parsed too. Defaults to `True`.
 
     Returns:
         A parsing spec by key.

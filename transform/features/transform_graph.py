@@ -68,7 +68,7 @@ class TransformGraph:
             name="transform",
         )
         for tensor, original in zip(tensors, originals, strict=True):
-            tensor.set_shape(original.shape)  # a look-up's is not inferred anew
+            tensor.set_shape(original.shape)  # a look-up's is not inferred again
         return tf.nest.pack_sequence_as(outputs, tensors, expand_composites=True)
 
 

@@ -211,7 +211,7 @@ def _single_row(key: str, rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[
 
 
 def _check_one_user_a_request(log: beam.PCollection, spec: RankingSpec, sources: Sources) -> None:
-    """A request id that two users share would silently become two requests: refuse it."""
+    """A request id that two users share would silently become two requests: reject it."""
     place = sources.columns["log"].index(spec.request.id)
 
     def single_user(request: str, users: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Labels and weights of the raw files as values; what can't be used is refused with the row that it stands in."""
+"""Labels and weights of the raw files as values; what can't be used is rejected with the row that it stands in."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Files(Section):
 
 
 class Table(Section):
-    """One row a key: the features of users or of items."""
+    """One row per key: the features of users or of items."""
 
     files: tuple[str, ...] = Field((), examples=[["users.parquet"]])
     """Patterns as those of the log. Without files the section only names the key column."""
@@ -62,7 +62,7 @@ class Tables(Section):
 
 
 class Past(Files):
-    """What users did before the log begins: one row a user, each column a list of values, oldest first."""
+    """What users did before the log begins: one row per user, each column a list of values, oldest first."""
 
     key: str = Field(examples=["user_id"])
     """The column of the user: that of the user table, if there is one."""
@@ -97,7 +97,7 @@ class Data(Section):
     """The most rows of one user, who is in one worker's memory while requests are built. A user of more, most often no
     person, stops the run."""
     outcomes: tuple[str, ...] = Field((), examples=[["play_time_ms"]])
-    """Columns that are known only after the impression: refused as features, as labels are."""
+    """Columns that are known only after the impression: rejected as features, as labels are."""
 
 
 class Request(Section):

@@ -1,4 +1,4 @@
-"""Reading a spec: YAML becomes a `RankingSpec`, and every mistake in it a line that says where, what and the cure."""
+"""Reading a spec: YAML becomes a `RankingSpec`, and every error one line that says where, what, and how to fix it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-5` as a number, as JSON and everyone else do, and refuses a key that stands twice."""
+    """Reads `1e-5` as a number, as JSON and everyone else do, and rejects a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -112,7 +112,7 @@ class Training(Section):
     batch_requests: PositiveInt = Field(256, examples=[32])
     """B, the requests in a batch."""
     shuffle_requests: PositiveInt = Field(50_000, examples=[200_000])
-    """The requests in the buffer that batches are drawn from, anew each epoch."""
+    """The requests in the buffer from which batches are drawn, in a new order each epoch."""
     optimizer: Optimizer = Field(Optimizer(), examples=[{"learning_rate": 0.01}])
     """The optimizer of all variables."""
     embedding_optimizer: Optimizer | None = Field(None, examples=[{"name": "adagrad", "learning_rate": 0.05}])
@@ -131,7 +131,7 @@ class Training(Section):
     and optimizers. What is measured and served is float32 in any case."""
     jit_compile: bool = Field(False, examples=[True])
     """Compiles the training step with XLA, for GPUs and TPUs; on processors it breaks even. Batches are padded to sizes
-    of 8, 16, 32 ..., since each shape is compiled anew."""
+    of 8, 16, 32 ..., since each new shape is compiled."""
     gradient_checkpointing: bool = Field(False, examples=[True])
     """Computes the activations of each Transformer block again in the backward pass instead of keeping them:
     less memory, more time. For models with such blocks."""
@@ -225,11 +225,11 @@ class Serving(Section):
     """What an exported model takes and gives, and the requests that warm up a server which loads it."""
 
     max_candidates: PositiveInt = Field(4096, examples=[1000])
-    """The most candidates of a request in one call; a request of more is refused. A client scores a longer list in
+    """The most candidates of a request in one call; a request of more is rejected. A client scores a longer list in
     parts. At least `request.max_candidates`."""
     cache_dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", examples=["float16"])
-    """What numbers a user's encoded context holds on its way to a client and back; scores are computed in float32 in
-    any case. The short ones travel over gRPC alone: TF Serving's REST API does not read them."""
+    """What numbers a user state holds on its way to a client and back; scores are computed in float32 in any case. The
+    short ones travel over gRPC alone: TF Serving's REST API does not read them."""
     warmup_candidates: tuple[PositiveInt, ...] = Field((1, 64, 512), min_length=1, max_length=100, examples=[[10, 200]])
     """The numbers of candidates of the requests that a server runs before it takes any; at most `max_candidates`, which
     the default stops at."""

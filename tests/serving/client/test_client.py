@@ -1,4 +1,4 @@
-"""The client against a served model: scores, contexts, long lists, swaps, faults."""
+"""The client against a served model: scores, user states, long lists, swaps, faults."""
 
 import json
 import shutil
@@ -315,7 +315,7 @@ def test_a_new_version_beside_the_old_one_is_found_in_time(models, server, addre
 
 
 def test_a_kept_user_state_is_never_used_for_another_version(models, server, address, serialized, request_of_many):
-    """The two versions have contexts of one form: nothing but the key keeps them apart."""
+    """The two versions have user states of one form: nothing but the key keeps them apart."""
     server.served = {1, 2}
     cache = LruUserStateCache()
     expected = {version: expected_scores(models, serialized[2], version) for version in (1, 2)}
@@ -329,11 +329,11 @@ def test_a_kept_user_state_is_never_used_for_another_version(models, server, add
         assert ranking.version == version
         assert_scores(ranking, expected[version])
     assert [ranking.user_state_cached for ranking in rankings] == [False, False, True, True]
-    contexts = [cache.get(UserStateKey(MODEL, version, *map(str, WHO.values()))) for version in (1, 2)]
-    assert contexts[0].keys() == contexts[1].keys() and len(cache) == 2
+    states = [cache.get(UserStateKey(MODEL, version, *map(str, WHO.values()))) for version in (1, 2)]
+    assert states[0].keys() == states[1].keys() and len(cache) == 2
 
 
-def test_a_new_version_does_not_use_the_contexts_of_the_one_before(
+def test_a_new_version_does_not_use_the_user_states_of_the_one_before(
     models, server, address, serialized, request_of_many
 ):
     with Ranker(address, MODEL, deadline=60, refresh=0) as ranker:
@@ -542,7 +542,7 @@ def test_a_context_that_rest_can_not_carry_is_not_kept(server, request_of_many, 
             assert not ranker.rank(**request_of_many, **WHO).user_state_cached
         assert server.calls == ["metadata", "rank", "rank"]
         assert [record.message for record in caplog.records] == [
-            "REST carries no DT_INT32: contexts of model `small` are not kept. Use gRPC."
+            "REST carries no DT_INT32: user states of model `small` are not kept. Use gRPC."
         ]
         ranker.max_candidates -= 1
         with pytest.raises(RequestError, match="Use gRPC"):

@@ -55,7 +55,7 @@ MISSING = {"item": None, "at": None, "price": None, "tags": None}
 
 
 def test_values_become_the_tensors_of_the_signature(interface):
-    inputs = interface.context_inputs(USER, SEQUENCES)
+    inputs = interface.user_inputs(USER, SEQUENCES)
     assert {name: array.shape for name, array in inputs.items()} == {
         **dict.fromkeys(["who", "age", "queue_length", "seen_length", "seen_long_length"], (1,)),
         **dict.fromkeys(["seen_item", "seen_at", "seen_buy"], (1, 2)),
@@ -187,7 +187,7 @@ def test_mistakes_name_the_place_what_was_expected_what_came_and_the_cure(interf
     }
     with pytest.raises(RequestError) as caught:
         interface.candidate_inputs(request["context"], request["candidates"])
-        interface.context_inputs(request["user"], request["sequences"])
+        interface.user_inputs(request["user"], request["sequences"])
     assert str(caught.value).startswith(text)
     assert isinstance(caught.value, UserError)
 

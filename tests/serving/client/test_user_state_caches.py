@@ -15,7 +15,7 @@ from serving.client.redis_user_state_cache import PAUSE, RedisUserStateCache
 KEY = UserStateKey("m", 3, "u1", "7")
 
 
-def context(size=10, fill=1.0):
+def user_state(size=10, fill=1.0):
     return {"cache_user": np.full((1, size), fill, np.float32)}
 
 
@@ -29,25 +29,25 @@ def key(n):
 def test_what_was_used_last_stays_within_the_bytes():
     cache = LruUserStateCache(max_bytes=120)
     for n in range(3):
-        cache.put(key(n), context())
+        cache.put(key(n), user_state())
     assert cache.get(key(0)) is not None
-    cache.put(key(3), context())
+    cache.put(key(3), user_state())
     assert cache.get(key(1)) is None, "used the longest ago"
     assert [n for n in range(4) if cache.get(key(n)) is not None] == [0, 2, 3]
     assert (len(cache), cache.bytes, cache.evictions, cache.hits, cache.misses) == (3, 120, 1, 4, 2)
 
 
-def test_a_context_above_the_budget_is_not_kept_and_evicts_none():
+def test_a_user_state_above_the_budget_is_not_kept_and_evicts_none():
     cache = LruUserStateCache(max_bytes=120)
-    cache.put(key(0), context())
-    cache.put(key(1), context(31))
+    cache.put(key(0), user_state())
+    cache.put(key(1), user_state(31))
     assert cache.get(key(0)) is not None and cache.get(key(1)) is None and cache.evictions == 0
 
 
-def test_contexts_are_forgotten_after_their_time():
+def test_user_states_are_forgotten_after_their_time():
     now = [0.0]
     cache = LruUserStateCache(ttl=10, timer=lambda: now[0])
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     now[0] = 9.9
     assert cache.get(KEY) is not None
     now[0] = 10.1
@@ -58,7 +58,7 @@ def test_contexts_are_forgotten_after_their_time():
 @pytest.mark.parametrize("field", KEY._fields)
 def test_every_part_of_the_key_counts(field):
     cache = LruUserStateCache()
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     assert cache.get(KEY._replace(**{field: 4 if field == "version" else "other"})) is None
 
 
@@ -70,7 +70,7 @@ def test_threads_share_it():
         for n in random.integers(0, 60, 2000).tolist():
             found = cache.get(key(n))
             if found is None:
-                cache.put(key(n), context(fill=n))
+                cache.put(key(n), user_state(fill=n))
             else:
                 assert found["cache_user"][0, 0] == n
 
@@ -155,7 +155,7 @@ def test_redis_gives_back_what_it_got(redis_server):
 
 def test_redis_forgets(redis_server):
     cache = redis_cache(redis_server, ttl=0.001)
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     time.sleep(0.01)
     assert cache.get(KEY) is None
 
@@ -165,23 +165,23 @@ def test_redis_forgets(redis_server):
 )
 def test_what_redis_holds_may_be_broken(redis_server, broken):
     cache = redis_cache(redis_server)
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     (name,) = redis_server.kept
     redis_server.kept[name] = (broken, time.monotonic() + 60)
     assert cache.get(KEY) is None
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     assert cache.get(KEY) is not None
 
 
 def test_redis_may_go_and_come_back(redis_server, caplog):
     caplog.set_level(logging.WARNING)
     cache = redis_cache(redis_server)
-    cache.put(KEY, context())
+    cache.put(KEY, user_state())
     redis_server.stop()
     cache._redis.close()  # a thread of the stand-in outlives it
     for _ in range(3):
         assert cache.get(KEY) is None
-        cache.put(KEY, context())
+        cache.put(KEY, user_state())
     assert [record.message for record in caplog.records if "Redis fails" in record.message] == [caplog.messages[0]]
     assert cache.failures == 1, "left alone after the first"
     back = RespServer(redis_server.server_address, redis_server.kept)

@@ -1,4 +1,4 @@
-"""What does not fit is refused inside the graph, by a message that names the input: not scored, and no riddle."""
+"""Invalid inputs are rejected inside the graph, with a message that names the input."""
 
 import re
 

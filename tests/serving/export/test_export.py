@@ -1,4 +1,4 @@
-"""What the exporter writes beside the model, and how a context's cache travels."""
+"""What the exporter writes beside the model, and how a user state travels."""
 
 import os
 from collections import Counter

@@ -245,7 +245,7 @@ def test_context_mask_says_where_events_and_their_marks_are():
     np.testing.assert_array_equal(mask, np.concatenate([EVENTS_MASK, anchor], axis=1))
 
 
-def test_context_tokens_are_projections_positions_and_marks():
+def test_history_tokens_are_projections_positions_and_marks():
     layer = HistoryTokenizer(INPUTS, d=D)
     layer(EVENTS)
     spread_weights(layer)

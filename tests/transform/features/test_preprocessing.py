@@ -95,7 +95,7 @@ def training_requests():
                 loved_part_of=some(["i2", "i3", "crate"], int(chance.integers(0, 4)), ""),
                 label_click=[float(label) for label in chance.integers(0, 2, n)],
                 label_like=[float(label) for label in chance.integers(0, 2, n)],
-                mask_like=[float(mask) for mask in chance.integers(0, 2, n)],
+                weight_like=[float(weight) for weight in chance.integers(0, 2, n)],
             )
         )
     return [{**values, "request_id": [f"r{place}"]} for place, values in enumerate(found)]
@@ -245,8 +245,8 @@ def test_feedback_is_unknown_no_or_yes(transform):
     assert found["seen_click"] == [0, 1, 2, 0]
 
 
-def test_labels_masks_and_counts_pass_as_they_are(transform):
-    values = request(3, label_click=[0.0, 1.0, 0.0], label_like=[1.0, 0.0, 0.0], mask_like=[1.0, 0.0, 0.0])
+def test_labels_weights_and_counts_pass_as_they_are(transform):
+    values = request(3, label_click=[0.0, 1.0, 0.0], label_like=[1.0, 0.0, 0.0], weight_like=[1.0, 0.0, 0.0])
     (found,) = transformed(transform, [values])
     for key in ("label_click", "label_like", "weight_click", "weight_like", "candidate_count"):
         assert found[key] == values[key]
@@ -312,7 +312,7 @@ def test_columns_without_values_and_without_variance(tmp_path):
         }
     )
     blank = {"blank": [""], "void": [NAN], "void_bucket": [NAN], "still": [4.0], "one": [7.0], "candidate_count": [1]}
-    blank.update(label_click=[0.0], mask_click=[1.0])
+    blank.update(label_click=[0.0], weight_click=[1.0])
     requests = [{**blank, "bare": [name]} for name in ("x", "x", "y", "")]
     transform = analysed(spec, requests, tmp_path)
     for values in transformed(transform, requests, spec):

@@ -12,7 +12,7 @@ from transform.features.model_inputs import ModelInputs
 
 @keras.saving.register_keras_serializable(package="onerank")
 class HistoryTokenizer(keras.layers.Layer):
-    """Joins a user's sequences into one list of context tokens: histories first, then anchors.
+    """Joins a user's sequences into one list of history tokens: histories first, then anchors.
 
     An event's token is a projection of its features plus a learned vector for its position. Each anchor stands between
     a learned BOS and EOS token. All sequences share one projection per feature, so that an item has the same token in a

@@ -28,10 +28,10 @@ from transform.features.model_inputs import ModelInputs
 @MODELS.register("onerank")
 @keras.saving.register_keras_serializable(package="onerank")
 class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
-    """Task-private channels, a situational descriptor over all candidates, detached cross-task reading, matching.
+    """Task-private channels, a situational descriptor over all candidates, detached cross-task attention, matching.
 
     The user state holds the user's embedding, each block's keys and values of the history, and what the task tokens
-    read of it in the first block.
+    get from it in the first block.
 
     Args:
         inputs: ModelInputs, or its config.
@@ -43,8 +43,8 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         scorer: str. `"dot"`, `"bilinear"` or `"mlp"`, see `MatchingScorer`. Defaults to `"dot"`.
         cross_task: str or matrix [K, K]. `"parallel"`, `"full"`, `"cascade"` or weights, see `CrossTaskAttention`.
             Defaults to `"cascade"`.
-        detach: bool. Whether tasks read each other without gradient. Defaults to True.
-        query_residual: bool. Whether a task's query is added to what it reads of the candidates. Defaults to True.
+        detach: bool. Whether tasks attend to each other without gradient. Defaults to True.
+        query_residual: bool. Whether a task's query is added to what it gets from the candidates. Defaults to True.
         task_tokens: bool. Without them a candidate's own state serves all tasks; for ablation. Defaults to True.
         descriptor: str. `"situational"`, or `"constant"`: the same learned queries for every request; for ablation.
             It is then blind to user and context. Defaults to `"situational"`.
@@ -124,7 +124,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
         self.candidate_tokenizer = CandidateTokenizer(
             k if task_tokens else 0, d, name="candidate_tokenizer", dtype=dtype
         )
-        # at once: a context is encoded with the task tokens, before any candidate is there
+        # at once: users are encoded with the task tokens, before any candidate is there
         self.candidate_tokenizer.build((None, None, self.embedding.width("candidate")))
         self.blocks = [
             PrivateChannelBlock(heads, ffn_ratio, dropout, name=f"block_{index}", dtype=dtype)
@@ -148,10 +148,10 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
     def encode_user(self, user: Tensors, sequences: dict[str, Tensors], training: bool | None = None) -> Tensors:
         """The user's embedding `user` [B, D], `mask` [B, U], a block's `keys_0`, `values_0` ... [B, H, U, d/H].
 
-        And `task_read` [B, H, K, 2 d/H + 1], what the task tokens read in the first block.
+        And `task_read` [B, H, K, 2 d/H + 1], what the task tokens get from the history in the first block.
         """
         embedded = self.embedding(user, group="user")
-        tokens, mask = self._context_tokens(sequences, embedded)
+        tokens, mask = self._history_tokens(sequences, embedded)
         # A copy: gradients would be wrong if a block that is recomputed got a variable as its argument.
         task_tokens = ops.copy(self.candidate_tokenizer.task_tokens) if self.task_tokens else None
         states = []
@@ -187,7 +187,7 @@ class OneRank(SetwiseScoring, RecomputableBlocks, RankingModel):
 
     # === Steps ===
 
-    def _context_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
+    def _history_tokens(self, sequences: dict[str, Tensors], user: Any) -> tuple[Any, Any]:
         if self.history_tokenizer is None:
             b = ops.shape(user)[0]
             return ops.zeros((b, 0, self.d), self.compute_dtype), ops.zeros((b, 0), "bool")

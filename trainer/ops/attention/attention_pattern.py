@@ -1,4 +1,4 @@
-"""Who reads whom in structured attention."""
+"""`AttentionPattern`: which tokens attend to which in structured attention."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ READS = ("first", "before", "all")
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Who reads whom in a list of M tokens that is cut into groups of equal size.
+    """Which tokens attend to which, in a list of M tokens that is cut into groups of equal size.
 
-    Token i of the group [s, e) reads the whole prefix (tokens beside the list, see `Prefix`), and of the list the
-    intervals
+    Token i of the group [s, e) attends to the whole prefix (tokens beside the list, see `Prefix`), and to these
+    intervals of the list:
 
     | `reads` | intervals | such as |
     |---|---|---|
@@ -23,14 +23,14 @@ class AttentionPattern:
     | `"before"` | [s, i + 1) | a causal list; OneTrans's tokens of a candidate behind its user's sequence |
     | `"all"` | [s, e) | tokens without an order |
 
-    Masked tokens are read by nobody, and get zeros.
+    No token attends to a masked token, and masked tokens get zeros.
 
     Args:
         reads: str. `"first"`, `"before"` or `"all"`. Defaults to `"before"`.
         group_size: int. The tokens of a group. Defaults to None: the list is one group, and queries may be those of its
             last tokens alone.
-        query_offset: int. The place of the first token of a group that reads: the tokens before it are read, and left
-            out of the result. Defaults to 0: all read.
+        query_offset: int. The place of a group's first query: the tokens before it are keys and values, but are
+            left out of the result. Defaults to 0: all tokens are queries.
     """
 
     reads: str = "before"
@@ -54,13 +54,13 @@ class AttentionPattern:
 
     @property
     def queries_per_group(self) -> int:
-        """How many tokens of a group read."""
+        """The number of queries in a group."""
         if self.group_size is None:
             raise TypeError("A list without groups has no queries_per_group of a group.")
         return self.group_size - self.query_offset
 
     def select_queries(self, tokens: Any) -> Any:
-        """Of all tokens [B, H, M, D] those that read, [B, H, Q, D]."""
+        """Of all tokens [B, H, M, D] those that are queries, [B, H, Q, D]."""
         if not self.query_offset:
             return tokens
         b, h, m, d = ops.shape(tokens)
@@ -73,7 +73,7 @@ CAUSAL = AttentionPattern("before")
 
 
 class Prefix(NamedTuple):
-    """The tokens that all tokens of a list read: keys and values [B, H, U, D], mask bool [B, U]; U may be 0."""
+    """The tokens that all tokens of a list attend to: keys and values [B, H, U, D], mask bool [B, U]; U may be 0."""
 
     keys: Any
     values: Any

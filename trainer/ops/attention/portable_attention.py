@@ -73,11 +73,11 @@ def _group_attention(
 
     # The keys: U rows of the prefix, which ignore the own scores, and W rows that pick one own score each.
     nothing = ops.zeros((b, h, width, d))  # [B, H, W, D]
-    context_columns = ops.concatenate(
+    prefix_columns = ops.concatenate(
         [ops.zeros((b, h, u, width)), _hidden(prefix.mask, h)], axis=-1
     )  # [B, H, U, W + 1]
     own_columns = ops.broadcast_to(ops.eye(width, width + 1), (b, h, width, width + 1))  # [B, H, W, W + 1]
-    further = ops.concatenate([context_columns, own_columns], axis=2)  # [B, H, U + W, W + 1]
+    further = ops.concatenate([prefix_columns, own_columns], axis=2)  # [B, H, U + W, W + 1]
     keys = ops.concatenate([ops.cast(prefix.keys, "float32"), nothing], axis=2)  # [B, H, U + W, D]
     keys = ops.concatenate([keys, further], axis=-1)  # [B, H, U + W, D + W + 1]
     weights = softmax(ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2))))  # [B, H, N R, U + W]

@@ -25,8 +25,8 @@ def reference_attention(
         "all": key // group_size == query // group_size,
     }[pattern.reads]
     readable = ops.concatenate([prefix.mask, mask], axis=1)[:, None, None, :]
-    of_context = ops.ones((ops.shape(query)[0], ops.shape(prefix.mask)[1]), "bool")
-    visible = ops.logical_and(ops.concatenate([of_context, in_group], axis=1), readable)
+    of_prefix = ops.ones((ops.shape(query)[0], ops.shape(prefix.mask)[1]), "bool")
+    visible = ops.logical_and(ops.concatenate([of_prefix, in_group], axis=1), readable)
     queries, keys, values = (
         ops.cast(tensor, "float32")
         for tensor in (
@@ -36,7 +36,7 @@ def reference_attention(
         )
     )
     scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2))) * depth**-0.5
-    biased = ops.concatenate([ops.zeros_like(of_context), key == first], axis=1)
+    biased = ops.concatenate([ops.zeros_like(of_prefix), key == first], axis=1)
     scores = scores + ops.where(biased, ops.cast(bias, "float32")[:, None, None], 0.0)
     weights = softmax(ops.where(visible, scores, HIDDEN))
     weights = ops.where(mask[:, None, size - ops.shape(queries)[2] :, None], weights, 0.0)

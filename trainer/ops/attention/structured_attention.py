@@ -33,14 +33,14 @@ def structured_attention(
         queries: Float [B, H, Q, D], of the last Q tokens of the list; of all M where it has groups.
         keys: Float [B, H, M, D].
         values: Float [B, H, M, D].
-        pattern: AttentionPattern. Who reads whom. Defaults to `CAUSAL`.
-        mask: Bool [B, M]. True where a token is; the others are read by nobody, and get zeros. Defaults to None: all.
-        prefix: Prefix. Keys, values and mask of the tokens that all read. Defaults to None.
+        pattern: AttentionPattern. Which tokens attend to which. Defaults to `CAUSAL`.
+        mask: Bool [B, M]. True where a token is; none attends to the others, which get zeros. Defaults to None: all.
+        prefix: Prefix. Keys, values and mask of the tokens that all attend to. Defaults to None.
         bias: Float [H]. Added to the scores of a group's first token, where `pattern.reads` is `"first"`. Defaults
             to None.
 
     Returns:
-        Float [B, H, Q, D], of the tokens that read.
+        Float [B, H, Q, D], of the tokens that are queries.
 
     Raises:
         ValueError: when a bias is given that no score takes.

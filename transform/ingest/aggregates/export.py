@@ -65,7 +65,7 @@ def _date(text: str) -> date:
 def export_tables(
     spec: RankingSpec, data_dir: str, as_of: date, output: str, beam_args: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Writes a table a key: what requests of the day `as_of` get.
+    """Writes one table per key: what requests of the day `as_of` get.
 
     Args:
         spec: RankingSpec. With `aggregates`.

@@ -146,8 +146,8 @@ def group_attention_where(reads):
         (b, _, m, e), g = queries.shape, pattern.group_size
         places = list(np.ndindex(m // g, g))
         table = np.array([[reads(*query, *key) for key in places] for query in places])
-        to_context = np.broadcast_to(prefix.mask[:, None], (b, m, prefix.mask.shape[1]))
-        visible = np.concatenate([to_context, np.broadcast_to(table, (b, m, m))], axis=-1)[:, None]
+        to_prefix = np.broadcast_to(prefix.mask[:, None], (b, m, prefix.mask.shape[1]))
+        visible = np.concatenate([to_prefix, np.broadcast_to(table, (b, m, m))], axis=-1)[:, None]
         keys, values = ops.concatenate([prefix.keys, keys], 2), ops.concatenate([prefix.values, values], 2)
         is_item = np.array([0] * prefix.mask.shape[1] + [c == 0 for _, c in places], "float32")
         scores = ops.einsum("bhqe,bhke->bhqk", queries, keys) * e**-0.5 + bias[:, None, None] * is_item
@@ -164,8 +164,8 @@ TASKS_TALK = group_attention_where(lambda i, a, j, c: i == j and (c == 0 or a > 
 ITEM_READS_TASKS = group_attention_where(lambda i, a, j, c: i == j and (a == c or 0 in (a, c)))
 
 
-def unmasked(context):
-    return context._replace(mask=ops.ones_like(context.mask))
+def unmasked(prefix):
+    return prefix._replace(mask=ops.ones_like(prefix.mask))
 
 
 NOT_CAUSAL = replaced(
@@ -176,8 +176,8 @@ NOT_CAUSAL = replaced(
 CONTEXT_MASK_DROPPED = replaced(
     portable_attention,
     "_list_attention",
-    lambda attend, queries, keys, values, visibility, mask, context: attend(
-        queries, keys, values, visibility, ops.ones_like(mask), unmasked(context)
+    lambda attend, queries, keys, values, pattern, mask, prefix: attend(
+        queries, keys, values, pattern, ops.ones_like(mask), unmasked(prefix)
     ),
 )
 ANCHORS_FIRST = after(
@@ -290,7 +290,7 @@ def gradients(function, sources):
     first_tasks_read_each_other=replaced(
         private_channel_block,
         "read_before_candidates",
-        lambda read, tasks, context: read([tasks[0], ops.roll(tasks[1], 1, axis=2), tasks[2]], context),
+        lambda read, tasks, prefix: read([tasks[0], ops.roll(tasks[1], 1, axis=2), tasks[2]], prefix),
     ),
 )
 def test_a_task_token_moves_its_own_channel_alone():
@@ -388,7 +388,7 @@ def test_padded_events_are_inert():
     same(logits_of(model, empty), expected[1:2], "no events at all")
 
 
-# === The context's cache ===
+# === The user state ===
 
 
 @fails_under(
@@ -439,15 +439,15 @@ def attention(query, key, value, weigh):
     return ops.concatenate(read, axis=-1)
 
 
-def dense_transformer(blocks, context, context_mask, groups, _):
-    """A plain pre-norm Transformer over X0 = [context, groups]."""
-    (b, n, g, _), u = groups.shape, context.shape[1]
-    tokens = [("context", place) for place in range(u)]
+def dense_transformer(blocks, history, history_mask, groups, _):
+    """A plain pre-norm Transformer over X0 = [history, groups]."""
+    (b, n, g, _), u = groups.shape, history.shape[1]
+    tokens = [("history", place) for place in range(u)]
     tokens += [("task", i, a - 1) if a else ("item", i) for i, a in np.ndindex(n, g)]
     table = np.array([[reads(query, key) for key in tokens] for query in tokens])
-    visible = table & np.concatenate([context_mask, np.ones((b, n * g), bool)], axis=1)[:, None]
+    visible = table & np.concatenate([history_mask, np.ones((b, n * g), bool)], axis=1)[:, None]
     is_item = np.array([token[0] == "item" for token in tokens], "float32")
-    x = ops.concatenate([context, ops.reshape(groups, (b, n * g, D))], axis=1)
+    x = ops.concatenate([history, ops.reshape(groups, (b, n * g, D))], axis=1)
     for block in blocks:
         query_key_value = ops.split(norm(x, block.attention_norm) @ block.project.kernel, 3, axis=-1)
 
@@ -460,33 +460,33 @@ def dense_transformer(blocks, context, context_mask, groups, _):
     return x[:, :u], ops.reshape(x[:, u:], (b, n, g, D))
 
 
-def structured_transformer(blocks, context, context_mask, groups, tasks):
+def structured_transformer(blocks, history, history_mask, groups, tasks):
     for index, block in enumerate(blocks):
         first = index == 0 and len(tasks) > 0
-        context, state = block(context, context_mask, task_tokens=tasks if first else None)
-        groups = block(groups, context_mask, state)
-    return context, groups
+        history, state = block(history, history_mask, task_tokens=tasks if first else None)
+        groups = block(groups, history_mask, state)
+    return history, groups
 
 
-def states_and_gradients(transformer, blocks, context, mask, items, tasks):
+def states_and_gradients(transformer, blocks, history, mask, items, tasks):
     weights = [variable.value for block in blocks for variable in block.trainable_variables]
     with tf.GradientTape() as tape:
-        tape.watch([context, items, tasks])
+        tape.watch([history, items, tasks])
         groups = [items, ops.broadcast_to(tasks, (*items.shape[:2], *tasks.shape))]
-        read, states = transformer(blocks, context, mask, ops.concatenate(groups, axis=2), tasks)
+        read, states = transformer(blocks, history, mask, ops.concatenate(groups, axis=2), tasks)
         read = ops.where(mask[..., None], read, 0)  # what padded tokens read means nothing
         loss = ops.sum(read * normal(*read.shape)) + ops.sum(states * normal(*states.shape))
-    return read, states, *tape.gradient(loss, [context, items, tasks, *weights], unconnected_gradients="zero")
+    return read, states, *tape.gradient(loss, [history, items, tasks, *weights], unconnected_gradients="zero")
 
 
 OF_NO_SEQUENCE = tuple(column for column in INPUTS.columns if column.group not in INPUTS.sequence_names)
 NO_SEQUENCES = replace(INPUTS, columns=OF_NO_SEQUENCE, sequences=())
 
 
-def counted_twice(scores, queries, keys, visibility, bias):
+def counted_twice(scores, queries, keys, pattern, bias):
     """A candidate reads itself as the group's first token and as itself."""
-    to_itself = ops.sum(queries * keys[:, :, :, visibility.query_offset :], axis=-1)
-    return ops.stack([scores(queries, keys, visibility, bias)[..., 0], to_itself], axis=-1)
+    to_itself = ops.sum(queries * keys[:, :, :, pattern.query_offset :], axis=-1)
+    return ops.stack([scores(queries, keys, pattern, bias)[..., 0], to_itself], axis=-1)
 
 
 def states_of_the_first(unpack, *arguments):
@@ -499,10 +499,10 @@ def from_a_stopped_cache(update, self, groups, history_mask, state, *options):
     return update(self, groups, history_mask, {**state, **stopped}, *options)
 
 
-def without_bias(attend, candidates, task_read, context, bias, *options):
+def without_bias(attend, candidates, task_read, prefix, bias, *options):
     """Task tokens get no bias, candidates' tokens do: added to the other scores too, it cancels out."""
     others = task_read[..., -1:] + bias[:, None, None]
-    return attend(candidates, ops.concatenate([task_read[..., :-1], others], axis=-1), context, bias, *options)
+    return attend(candidates, ops.concatenate([task_read[..., :-1], others], axis=-1), prefix, bias, *options)
 
 
 def first_stopped():
@@ -519,7 +519,7 @@ def first_stopped():
     no_candidate_bias=replaced(
         portable_attention,
         "_own_scores",
-        lambda scores, queries, keys, visibility, bias: scores(queries, keys, visibility, 0 * bias),
+        lambda scores, queries, keys, pattern, bias: scores(queries, keys, pattern, 0 * bias),
     ),
     no_scaling=replaced(
         structured_attention,
@@ -530,7 +530,7 @@ def first_stopped():
     task_tokens_in_spite_of_the_flag=setting(task_tokens=True),
     no_gradient_into_the_cache=replaced(PrivateChannelBlock, "update_candidates", from_a_stopped_cache),
     first_tasks_read_padding=replaced(
-        private_channel_block, "read_before_candidates", lambda read, tasks, context: read(tasks, unmasked(context))
+        private_channel_block, "read_before_candidates", lambda read, tasks, prefix: read(tasks, unmasked(prefix))
     ),
     first_tasks_do_not_read_themselves=operations(
         first_block_attention, sum=lambda sum_, *arguments, **options: sum_(*arguments, **options) - 1e9
@@ -553,11 +553,11 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
     ]:
         # a first block, a last one, and one between them
         model, batch = made(inputs, layers=3, **settings), random_batch(candidates, events, inputs=inputs)
-        context, mask = model._context_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
+        history, mask = model._history_tokens(batch["sequences"], model.embedding(batch["user"], group="user"))
         features = {name: values for name, values in batch["candidates"].items() if name != "mask"}
         groups = model.candidate_tokenizer(model.embedding(features, group="candidate"))
         items, tasks = groups[:, :, :1], groups[0, 0, 1:]
-        arguments = model.blocks, ops.convert_to_tensor(context), numpy(mask), items, tasks
+        arguments = model.blocks, ops.convert_to_tensor(history), numpy(mask), items, tasks
         expected = states_and_gradients(dense_transformer, *arguments)
         for n, actual in enumerate(states_and_gradients(structured_transformer, *arguments)):
             size = max(1, np.abs(expected[n]).max(initial=0))
