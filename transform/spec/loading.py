@@ -79,7 +79,7 @@ def _read_json(text: str) -> Any:
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")  # YAML's reader says which, and where
+        raise json.JSONDecodeError("a key twice", "", 0)  # YAML's reader says which, and where
     return dict(pairs)
 
 
