@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from transform.feature_types.sparse import masked
+from transform.feature_types.tensors.sparse import masked
 from transform.features import request_example
 from transform.spec.ranking_spec import RankingSpec
 

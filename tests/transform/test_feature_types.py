@@ -128,11 +128,11 @@ def test_the_spec_reads_a_new_type_with_its_options_and_writes_them():
     [
         ({"features.user.0.trth": "x"}, ["features.user[0].trth", "Did you mean `truth`?"]),
         ({"features.user.0.buckets": 3}, ["features.user[0]", "`buckets` has no meaning for type `flag`"]),
-        ({"features.user.0.type": "flog"}, ["'numeric', 'time' or 'flag' is expected", "Did you mean `flag`?"]),
+        ({"features.user.0.type": "flog"}, ["'flag', 'numeric' or 'time' is expected", "Did you mean `flag`?"]),
         ({"features.user.0.truth": 3}, ["features.user[0].truth: a text is expected", "Received: 3"]),
         ({"features.context.0.name": "live_id"}, ["Received: `live_id`", "also features.context[0]"]),
         ({"features.context.0.name": "seen_live_id"}, ["Received: `seen_live_id`", "also features.context[0]"]),
-        ({"evaluation": {"slices": [["x"]]}}, ["a categorical, numeric or flag feature is", "Known: member, device"]),
+        ({"evaluation": {"slices": [["x"]]}}, ["a categorical, flag or numeric feature is", "Known: member, device"]),
     ],
 )
 def test_mistakes_in_a_feature_of_a_new_type_have_the_messages_of_all(changes, parts):

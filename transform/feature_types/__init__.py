@@ -7,5 +7,5 @@ without TensorFlow, which the methods that need it import.
 import importlib
 import pkgutil
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg):
     importlib.import_module(f"{__name__}.{_module}")

@@ -56,7 +56,7 @@ class AggregateFeature(NumericFeature):
         import tensorflow as tf
         import tensorflow_transform as tft
 
-        from transform.feature_types import scaling
+        from transform.feature_types.tensors import scaling
 
         matrix = tf.stack([values[feature.name] for feature in features], axis=1)
         present = tf.boolean_mask(matrix, ~tf.reduce_any(tf.math.is_nan(matrix), axis=1))

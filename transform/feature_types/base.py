@@ -164,7 +164,7 @@ class Feature(Section):
             values: Tensor [B, N], of `candidate_axes` axes. Padded behind.
             present: boolean Tensor [B, N]. Whether there is a candidate.
         """
-        from transform.feature_types.sparse import masked
+        from transform.feature_types.tensors.sparse import masked
 
         return {self.name: masked(values, present)}
 

@@ -63,7 +63,7 @@ class CategoricalSetFeature(CategoricalFeature):
         """The members leave gaps where there is none: nobody reads their places."""
         import tensorflow as tf
 
-        from transform.feature_types.sparse import masked
+        from transform.feature_types.tensors.sparse import masked
 
         given = tf.logical_and(values != "", present[..., None])
         b, n, s = tf.unstack(tf.shape(values))

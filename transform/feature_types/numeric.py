@@ -74,7 +74,7 @@ class NumericFeature(Feature):
         import tensorflow as tf
         import tensorflow_transform as tft
 
-        from transform.feature_types import scaling
+        from transform.feature_types.tensors import scaling
 
         if self.transform == "identity":
             return scaling.zero_for_missing
