@@ -223,7 +223,7 @@ def test_no_candidates_is_no_call(server, ranker, request_of_many):
     assert server.calls == ["metadata"]
 
 
-def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, request_of_many):
+def test_a_user_is_encoded_again_for_another_history_or_user(server, ranker, request_of_many):
     for who in (("u1", 7), ("u1", 8), ("u2", 8), ("u1", 8)):
         ranking = ranker.rank(**request_of_many, user_key=who[0], history_version=who[1])
     assert ranking.user_state_cached
@@ -231,19 +231,19 @@ def test_a_context_is_encoded_anew_for_another_history_or_user(server, ranker, r
 
 
 @pytest.mark.parametrize("change", ["name", "dtype", "rank"])
-def test_a_kept_user_state_of_another_form_is_encoded_anew(ranker, request_of_many, change, caplog):
+def test_a_kept_user_state_of_another_form_is_not_used(ranker, request_of_many, change, caplog):
     key = UserStateKey(MODEL, 1, *map(str, WHO.values()))
     ranking = ranker.rank(**request_of_many, **WHO)
-    context = dict(ranker.cache.get(key))
-    name = next(name for name, array in context.items() if array.dtype == np.float32)
-    array = context.pop(name)
+    state = dict(ranker.cache.get(key))
+    name = next(name for name, array in state.items() if array.dtype == np.float32)
+    array = state.pop(name)
     if change != "name":
-        context[name] = array.astype(np.float16) if change == "dtype" else array[0]
-    ranker.cache.put(key, context)
+        state[name] = array.astype(np.float16) if change == "dtype" else array[0]
+    ranker.cache.put(key, state)
     first, second = (ranker.rank(**request_of_many, **WHO) for _ in range(2))
     assert [first.user_state_cached, second.user_state_cached] == [False, True]
     np.testing.assert_allclose(first.score, ranking.score, atol=TOLERANCE)
-    assert len(caplog.messages) == 1 and "encoded anew" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "encoded again" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "bool", "int32", "int64"])
