@@ -68,8 +68,8 @@ class RequestExamples(beam.PTransform):
 
     def expand(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         """Builds the graph."""
-        counting = self._add_aggregates is not None and not self._counted_before
-        built = _build(pipeline, self._spec, self._sources, counting)
+        for_aggregates = self._add_aggregates is not None and not self._counted_before
+        built = _build(pipeline, self._spec, self._sources, for_aggregates)
         requests, counts = built["requests"], [built["read_counts"], built[COUNTS]]
         if self._add_aggregates:
             added = {"requests": requests, EVENTS: built[EVENTS]} | self._add_aggregates
@@ -86,7 +86,7 @@ class RequestExamples(beam.PTransform):
         return {**{split: encoded[split] for split in splits}, COUNTS: total}
 
 
-class CountingEvents(beam.PTransform):
+class AggregateEvents(beam.PTransform):
     """Impression log, tables and past -> ((key, day), counts), of which `aggregates` are made.
 
     Args:
@@ -104,11 +104,11 @@ class CountingEvents(beam.PTransform):
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
         """Builds the graph."""
-        return _build(pipeline, self._spec, self._sources, counting=True, requests=False)[EVENTS]
+        return _build(pipeline, self._spec, self._sources, for_aggregates=True, requests=False)[EVENTS]
 
 
 def _build(
-    pipeline: beam.Pipeline, spec: RankingSpec, sources: Sources, counting: bool, requests: bool = True
+    pipeline: beam.Pipeline, spec: RankingSpec, sources: Sources, for_aggregates: bool, requests: bool = True
 ) -> dict[str, beam.PCollection]:
     """Groups rows by user: requests as (id, (split, parts)), events to count, and counts of what was seen."""
     read = (
@@ -123,7 +123,7 @@ def _build(
         if spec.request.id:
             _check_one_user_a_request(read["rows"], spec, sources)
     items = _read_table(pipeline, "item", sources) | "OneRowAnItem" >> beam.GroupByKey() | beam.MapTuple(_single_row)
-    build = beam.ParDo(_BuildRequests(spec, sources, counting, requests), items=beam.pvalue.AsDict(items))
+    build = beam.ParDo(_BuildRequests(spec, sources, for_aggregates, requests), items=beam.pvalue.AsDict(items))
     built = (
         grouped
         | "GroupByUser" >> beam.CoGroupByKey()
@@ -234,16 +234,16 @@ def _check_one_user_a_request(log: beam.PCollection, spec: RankingSpec, sources:
 class _BuildRequests(beam.DoFn):
     """One user's rows -> requests as (id, (split, parts)); a request above `max_candidates` has several parts."""
 
-    def __init__(self, spec: RankingSpec, sources: Sources, counting: bool, requests: bool):
+    def __init__(self, spec: RankingSpec, sources: Sources, for_aggregates: bool, requests: bool):
         self._spec_json = spec.to_json()
         self._sources = sources
-        self._counting = counting
+        self._for_aggregates = for_aggregates
         self._requests = requests
 
     def setup(self) -> None:
         spec = parse_spec(self._spec_json)
         self._builder = RequestBuilder(spec, self._sources)
-        self._counter = AggregateCounter(spec, self._builder) if self._counting else None
+        self._counter = AggregateCounter(spec, self._builder) if self._for_aggregates else None
 
     def process(self, element: Any, items: dict[str, tuple[str, ...]]) -> Iterator[Any]:
         key, grouped = element

@@ -72,8 +72,8 @@ def _name_problems(spec: RankingSpec) -> Iterator[str]:
         in_sequences = [f"{s.name}_" for s in spec.sequences if feature.name in s.features]
         names = [prefix + name for prefix in ["", *in_sequences] for name in feature.derived_names()]
         derived += [(f"feature `{feature.name}`", name) for name in names]
-    for i, _, counting in spec.aggregate_features_by_block():
-        derived += [(f"aggregates[{i}]", name) for name in (counting.name, *counting.derived_names())]
+    for i, _, feature in spec.aggregate_features_by_block():
+        derived += [(f"aggregates[{i}]", name) for name in (feature.name, *feature.derived_names())]
     for i, feature in enumerate(spec.features.context):
         if feature.name.startswith(RESERVED_FOR_CONTEXT):
             yield (

@@ -23,14 +23,14 @@ from transform.spec.aggregates import EVERYTHING, time_zone
 from transform.spec.ranking_spec import RankingSpec
 
 Counts = tuple[int, ...]
-Key = tuple[Any, ...]  # the index of the `CountingKey`, then the values of its parts; OVERALL for all impressions
+Key = tuple[Any, ...]  # the index of the `AggregateKey`, then the values of its parts; OVERALL for all impressions
 OVERALL: Key = (-1,)
 BEFORE_ALL = 0  # the day of a past without a time
 PER_TASK = 4  # positives and observed labels of the log, then of the past
 
 
 @dataclass(frozen=True)
-class CountingKey:
+class AggregateKey:
     """A key with all its features, of whatever block.
 
     Attributes:
@@ -53,7 +53,7 @@ class AggregateColumns:
         by_key: dict[tuple[str, ...], list[AggregateFeature]] = {}
         for feature in spec.aggregate_features():
             by_key.setdefault(feature.key, []).append(feature)
-        self.keys = tuple(CountingKey(parts, tuple(features)) for parts, features in by_key.items())
+        self.keys = tuple(AggregateKey(parts, tuple(features)) for parts, features in by_key.items())
         self.tasks = tuple(dict.fromkeys(f.task for f in spec.aggregate_features()))
         self.width = PER_TASK * len(self.tasks)
         self._time_zone = time_zone(spec.aggregates[0].timezone)
@@ -73,7 +73,7 @@ class AggregateColumns:
         return self.day(values[REQUEST_TIME][0], "a request")
 
     def request_keys(self, values: Mapping[str, list[Any]]) -> Iterator[list[Key | None]]:
-        """The keys of a request, for each `CountingKey` one or N; None where a part is missing."""
+        """The keys of a request, for each `AggregateKey` one or N; None where a part is missing."""
         for index, key in enumerate(self.keys):
             columns = [values[part] for part in key.parts]
             size = max(map(len, columns))

@@ -26,7 +26,7 @@ from apache_beam.io.filesystems import FileSystems
 from transform.errors import DataError, find_user_error, reports_user_errors
 from transform.ingest.aggregates.beam_join import MANIFEST, KeyCounts, described, overall_timeline, table_file
 from transform.ingest.aggregates.counter import OVERALL, AggregateColumns, Timeline
-from transform.ingest.beam_requests import CountingEvents
+from transform.ingest.beam_requests import AggregateEvents
 from transform.spec.loading import load_spec
 from transform.spec.ranking_spec import RankingSpec
 
@@ -86,7 +86,7 @@ def export_tables(
         )
     if tf.io.gfile.exists(output):
         raise DataError(f"--output: a folder that is not there yet is expected. Received: `{output}`. Give another.")
-    events, aggregates = CountingEvents(spec, data_dir), AggregateColumns(spec)
+    events, aggregates = AggregateEvents(spec, data_dir), AggregateColumns(spec)
     unfinished = f"{output.rstrip('/')}.unfinished-{uuid.uuid4().hex[:8]}"
     try:
         tf.io.gfile.makedirs(unfinished)
@@ -113,7 +113,7 @@ def export_tables(
 
 
 def _write(
-    aggregates: AggregateColumns, events: CountingEvents, day: int, folder: str, beam_args: Sequence[str]
+    aggregates: AggregateColumns, events: AggregateEvents, day: int, folder: str, beam_args: Sequence[str]
 ) -> None:
     with beam.Pipeline(argv=list(beam_args)) as pipeline:
         key_counts = pipeline | events | KeyCounts()
