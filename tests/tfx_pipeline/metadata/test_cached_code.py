@@ -194,6 +194,7 @@ def copied_code(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return root, keys_of_code(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edits", "expected"),
     [

@@ -20,4 +20,5 @@ for name, cls in MODELS.classes().items():
 
 for name in HEADS.classes():
     tests = _tests_of(f"head_{name}", {"name": "din", "d": 8, "attention_hidden": 6, "head": {"name": name}})
+    tests.pytestmark = [pytest.mark.slow, pytest.mark.once]  # a model is built a dozen times
     globals()[tests.__name__] = tests
