@@ -51,7 +51,7 @@ def model_card(data: RunData) -> dict[str, Any]:
             "counts": data.counts,
             "anomalies": data.anomalies,
             "input_format": "serialized tf.Example, one a request (signature `serving_default`)",
-            "output_format": "a probability per task, the fused `score` and `candidate_mask`, all [requests, candidates]",
+            "output_format": "probabilities per task, the fused `score`, `candidate_mask`: all [requests, candidates]",
             "score": data.spec.score,
         },
         "quantitative_analysis": {
