@@ -147,7 +147,7 @@ def test_the_readmes_own_data_runs_as_it_stands(tmp_path):
     """Another shape: `id` instead of `group_by`, mostly one candidate a request, no files of tables, other names."""
     readme = (repository() / "README.md").read_text()
     header = re.search(r"```csv\n(.*?)\n", readme)[1]
-    written = re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)[1]
+    written = re.search(r"```yaml\n(name: mail\n.*?)```", readme, re.DOTALL)[1]
     unserved = written.replace("evaluation:\n", "evaluation:\n  served_requests: 0\n")  # the next one is served
     (tmp_path / "mail.yaml").write_text(unserved)
     rng = np.random.default_rng(0)

@@ -401,7 +401,7 @@ def test_settings_are_checked_with_tables_of_one_row(small, monkeypatch):
     made = []
     real = check_settings_module.build_model
     monkeypatch.setattr(check_settings_module, "build_model", lambda *given: made.append(real(*given)) or made[-1])
-    spec = small.spec.model_copy(update={"model": Model(name="din", d=4, hidden=[4])})
+    spec = small.spec.model_copy(update={"model": Model(name="din", d=4)})
     check_settings_module.check_settings(spec)
     (model,) = made
     assert {variable.shape[0] for variable in model.embedding.trainable_variables} == {1}
