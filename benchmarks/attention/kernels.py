@@ -71,8 +71,8 @@ def _attend(kernel: str, shape: Shape) -> Callable[[Tensors], Any]:
 
     def structured(queries: Any, keys: Any, values: Any, prefix_keys: Any, prefix_values: Any) -> Any:
         prefix = None
-        if shape.context:
-            prefix = Prefix(prefix_keys, prefix_values, tf.ones((shape.batch, shape.context), tf.bool))
+        if shape.prefix:
+            prefix = Prefix(prefix_keys, prefix_values, tf.ones((shape.batch, shape.prefix), tf.bool))
         with use_kernels(kernel.split()[0]):
             return structured_attention(queries, keys, values, pattern, prefix=prefix)
 
@@ -131,7 +131,7 @@ def _keras(shape: Shape) -> Callable[[Tensors], Any]:
 
     def attend(tensors: Tensors) -> Any:
         tokens, everything = tensors["tokens"], tensors["tokens"]
-        if shape.context:
+        if shape.prefix:
             everything = tf.concat([tensors["prefix"], tokens], axis=1)
         weights = [(variable, tensors[name]) for variable, name in zip(layer.variables, names, strict=True)]
         with keras.StatelessScope(state_mapping=weights):

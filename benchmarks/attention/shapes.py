@@ -29,7 +29,7 @@ class Shape(NamedTuple):
         own = self.tokens * (self.tokens + 1) // 2
         if self.reads == "first":
             own = 2 * self.tokens - self.tokens // (self.group_size or self.tokens)
-        return self.batch * self.heads * (self.tokens * self.context + own)
+        return self.batch * self.heads * (self.tokens * self.prefix + own)
 
     def flops(self, backward: bool) -> int:
         """2 products of `depth` multiplications and additions a pair; backward 5 more, one being the scores again."""
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
     @property
     def dense_bytes(self) -> int:
         """The size of a float32 tensor of all queries by all keys."""
-        return 4 * self.batch * self.heads * self.tokens * (self.context + self.tokens)
+        return 4 * self.batch * self.heads * self.tokens * (self.prefix + self.tokens)
 
 
 def candidates(name: str, number: int, history: int) -> Shape:
@@ -66,14 +66,14 @@ def visible(shape: Shape, rows: Any = None) -> np.ndarray:
     if shape.reads == "first":
         assert shape.group_size
         own = (key == query // shape.group_size * shape.group_size) | (key == query)
-    return np.concatenate([np.ones((len(query), shape.context), bool), own], axis=1)
+    return np.concatenate([np.ones((len(query), shape.prefix), bool), own], axis=1)
 
 
 def attention_inputs(shape: Shape) -> dict[str, np.ndarray]:
     """Queries, keys and values, and a gradient of the result: standard normal, float32, always the same."""
     draw = np.random.default_rng(0).standard_normal
     sizes = dict.fromkeys(("queries", "keys", "values", "grad_out"), shape.tokens)
-    sizes |= dict.fromkeys(("prefix_keys", "prefix_values"), shape.context)
+    sizes |= dict.fromkeys(("prefix_keys", "prefix_values"), shape.prefix)
     return {name: draw((shape.batch, shape.heads, size, shape.depth), dtype=np.float32) for name, size in sizes.items()}
 
 
@@ -82,7 +82,7 @@ def layer_inputs(shape: Shape) -> dict[str, np.ndarray]:
     draw, width = np.random.default_rng(0).standard_normal, shape.heads * shape.depth
     arrays = {
         name: draw((shape.batch, size, width), dtype=np.float32)
-        for name, size in {"tokens": shape.tokens, "prefix": shape.context, "grad_out": shape.tokens}.items()
+        for name, size in {"tokens": shape.tokens, "prefix": shape.prefix, "grad_out": shape.tokens}.items()
     }
     projection, scale = (width, shape.heads, shape.depth), np.float32(width**-0.5)
     arrays |= {f"{name}_kernel": scale * draw(projection, dtype=np.float32) for name in ("query", "key", "value")}

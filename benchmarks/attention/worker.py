@@ -67,13 +67,13 @@ def torch_build(kernel: str, shape: Shape, backward: bool) -> Callable[[], list[
 
     def call() -> list[Any]:
         keys, values = arrays["keys"], arrays["values"]
-        if shape.context:
+        if shape.prefix:
             keys = torch.cat([arrays["prefix_keys"], keys], dim=2)
             values = torch.cat([arrays["prefix_values"], values], dim=2)
         out = torch.nn.functional.scaled_dot_product_attention(arrays["queries"], keys, values, **options)
         if not backward:
             return [out]
-        gradients = torch.autograd.grad(out, sources[: None if shape.context else 3], arrays["grad_out"])
+        gradients = torch.autograd.grad(out, sources[: None if shape.prefix else 3], arrays["grad_out"])
         return [out.detach(), *gradients, *map(torch.zeros_like, sources[len(gradients) :])]
 
     return call

@@ -82,7 +82,7 @@ def test_what_does_not_fit_in_memory_is_left_out_and_said():
 
 
 def test_the_pairs_that_are_counted_are_those_that_are_visible():
-    for shape in [SHAPES[0], candidates("", 4, 6), Shape("", 1, 1, 5, 8, context=3)]:
+    for shape in [SHAPES[0], candidates("", 4, 6), Shape("", 1, 1, 5, 8, prefix=3)]:
         assert shape.pairs == shape.batch * shape.heads * visible(shape).sum()
     assert Shape("", 1, 1, 1, 2).flops(False) == 8 and Shape("", 1, 1, 1, 2).flops(True) == 28
 

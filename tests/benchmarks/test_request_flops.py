@@ -6,7 +6,7 @@ import pytest
 from benchmarks.quality.request_flops import request_flops
 from tests.testing.random_batches import INPUTS
 from trainer.models.registry import build_model
-from transform.features.model_inputs import Column, ModelInputs
+from transform.features.model_inputs import Column, ModelInputs, Task
 from transform.spec.model_sections import Model
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,7 @@ NO_SEQUENCES = ModelInputs(
     columns=(Column("user", "user", "id", "user", 4), Column("candidate", "item", "id", "item", ITEM)),
     rows={"user": 6, "item": 7},
     sequences=(),
-    tasks=("click", "buy"),
+    tasks=(Task("click"), Task("buy")),
 )
 
 

@@ -415,9 +415,9 @@ def test_one_cache_serves_all_requests_of_a_user():
 
 
 def reads(query, key):
-    """The table of the mask. Tokens are ("context", place), ("item", i) and ("task", i, k)."""
-    if key[0] == "context":
-        return query[0] != "context" or key[1] <= query[1]
+    """The table of the mask. Tokens are ("history", place), ("item", i) and ("task", i, k)."""
+    if key[0] == "history":
+        return query[0] != "history" or key[1] <= query[1]
     return query == key or (query[0] == "task" and key == ("item", query[1]))
 
 
@@ -561,7 +561,7 @@ def test_states_and_gradients_are_those_of_one_dense_mask():
         expected = states_and_gradients(dense_transformer, *arguments)
         for n, actual in enumerate(states_and_gradients(structured_transformer, *arguments)):
             size = max(1, np.abs(expected[n]).max(initial=0))
-            same(actual, expected[n], ["context", "groups", "gradient"][min(n, 2)], 1e-5 * size)
+            same(actual, expected[n], ["history", "groups", "gradient"][min(n, 2)], 1e-5 * size)
         r, _, logits = run(model, batch)
         states = numpy(norm(expected[1], model.final_norm))
         same(r, states[:, :, :1].repeat(K, axis=2) if settings else states[:, :, 1:], "the model runs these blocks")
@@ -1002,7 +1002,7 @@ def naive_losses(logits, labels, mask, infonce, temperature):
     padding_in_the_denominator=operations(
         masked,
         log=lambda _, mask: 0 * mask,
-        where=lambda where, there, x, other: x if other < 0 else where(there, x, other),
+        where=lambda where, there, x, other: x if isinstance(other, float) and other < 0 else where(there, x, other),
     ),
 )
 def test_losses_are_those_of_a_plain_loop():
