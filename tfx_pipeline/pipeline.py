@@ -24,7 +24,7 @@ from tfx_pipeline.metadata import cached_code
 from tfx_pipeline.metadata.code_version import code_version
 from tfx_pipeline.topology import RESOLVER_ID
 from trainer.models.registry import find_model
-from trainer.training.training_code import chosen_names
+from trainer.training.training_code import chosen_names, component_names
 from transform.features.request_example import raw_schema
 from transform.import_path import imported_packages
 from transform.spec.ranking_spec import RankingSpec
@@ -107,7 +107,7 @@ def create_pipeline(config: PipelineConfig) -> pipeline.Pipeline:
             transform_graph=transform.outputs["transform_graph"],
             examples=examples,
             **({"baseline": baseline.outputs["model"]} if baseline else {}),
-            code=code_version(*cached_code.serving_validator(*chosen_names(spec))),
+            code=code_version(*cached_code.serving_validator(*component_names(spec.model))),
             requests=spec.evaluation.served_requests,
             max_latency_ratio=spec.evaluation.max_latency_ratio or 0.0,
         )

@@ -8,6 +8,7 @@ import re
 
 from transform.import_path import imported_packages
 from transform.source_hash import source_files
+from transform.spec.model_sections import Model
 from transform.spec.ranking_spec import RankingSpec
 
 ROOMS = ("trainer.models", "trainer.heads", "trainer.losses")
@@ -18,13 +19,13 @@ _IMPORTED = re.compile(r"\btrainer\.(?:models|heads|losses)\.\w+")
 
 def chosen_names(spec: RankingSpec) -> tuple[str, ...]:
     """What a spec names that a training runs: the model, its head and loss, and the metric that is watched."""
-    model, stopping = spec.model, spec.training.early_stopping
-    return (
-        model.name,
-        *([model.head.name] if model.head else []),
-        model.loss.name,
-        *([stopping.metric] if stopping else []),
-    )
+    stopping = spec.training.early_stopping
+    return (*component_names(spec.model), *([stopping.metric] if stopping else []))
+
+
+def component_names(model: Model) -> tuple[str, ...]:
+    """The names of the model, of its head if the spec names one, and of its loss."""
+    return (model.name, *([model.head.name] if model.head else []), model.loss.name)
 
 
 def training_code(*chosen: str) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def test_the_image_holds_all_code_that_the_job_names(compiled, tmp_path):
         ({"split": MOVING}, (), "--as_of: a date is expected for relative split bounds"),
         ({"split": MOVING}, ("--as_of", "today"), "as_of: a date written as YYYY-MM-DD is expected. Received: `today`"),
         ({}, ("--as_of", "2022-05-05"), "as_of: a spec whose split bounds are days relative"),
-        ({"model": {"name": "din", "hiden": [3]}}, (), "Did you mean `hidden`?"),
+        ({"model": {"name": "din", "attention_hiden": 3}}, (), "Did you mean `attention_hidden`?"),
         ({}, ("--seed", "-1"), "seed: a whole number from 0 on is expected"),
         ({}, ("--job", "/dev/null/job.json"), "--job: a file that can be written is expected"),
     ],
