@@ -170,10 +170,10 @@ def test_a_mistake_is_the_last_line_of_one_import_error(bags, name, said):
 def test_wrong_settings_of_the_model_fail_the_first_task(tmp_path):
     """With the messages of the local runner, and not when the file is read: to check them takes Keras."""
     models = {
-        "unknown": {"name": "din", "hiden": [3]},
-        "out of range": {"name": "din", "dropout": 1.5},
+        "unknown": {"name": "din", "attention_hiden": 3},
+        "out of range": {"name": "onerank", "dropout": 1.5},
         "no blocks": {"name": "din"},
-        "right": {"name": "din", "hidden": [3]},
+        "right": {"name": "din", "attention_hidden": 3},
     }
     variables = {}
     for name, model in models.items():
@@ -182,9 +182,12 @@ def test_wrong_settings_of_the_model_fail_the_first_task(tmp_path):
         places = {"spec": str(spec), "data": str(tmp_path / "no data"), "output": str(tmp_path / "out")}
         variables[name] = json.dumps(places)
     said = ask(tmp_path / "home", "tests.testing.airflow_worker", "task", json.dumps(variables))
-    assert said["unknown"] == ("model.hiden: a setting of `din` is expected. Received: `hiden`. Did you mean `hidden`?")
+    expected = "model.attention_hiden: a setting of `din` is expected. Received: `attention_hiden`. "
+    assert said["unknown"] == f"{expected}Did you mean `attention_hidden`?"
     assert said["out of range"].startswith("model: ") and "`dropout`" in said["out of range"]
-    assert said["no blocks"].startswith("training.gradient_checkpointing: a model with Transformer blocks is expected.")
+    assert said["no blocks"].startswith(
+        "training.gradient_checkpointing: a model whose blocks can be computed again is expected."
+    )
     assert said["right"].startswith("data.impressions.files"), "the component itself runs, and misses its data"
 
 
