@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from trainer.layers.task_logits import TaskLogits
 from transform.features.model_inputs import Task
 
 
@@ -47,6 +48,53 @@ class Head(keras.layers.Layer):
         return {**super().get_config(), "tasks": [task.to_config() for task in self.tasks]}
 
 
+class NetworkHead(Head):
+    """Base of heads that are networks of dense layers with a logit per task, `self.logits`, behind them.
+
+    Args:
+        tasks: sequence of Task, or of their configs. The K tasks.
+        hidden: sequence of int. The widths of the network's layers. Defaults to `(128, 64)`.
+        dropout: float. The share of hidden values dropped in training. Defaults to 0.0.
+
+    Raises:
+        ValueError: when a width or the dropout is out of range.
+    """
+
+    logits: TaskLogits
+
+    def __init__(
+        self,
+        tasks: Sequence[Task | dict[str, Any]],
+        hidden: Sequence[int] = (128, 64),
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(tasks, **kwargs)
+        check_widths(hidden=hidden)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` should be in [0, 1). Received: `dropout={dropout}`.")
+        self.hidden = tuple(hidden)
+        self.dropout = dropout
+        self.make_layers()
+        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+
+    def make_layers(self) -> None:
+        """Makes the layers that `hidden` alone decides; by default all are made in `build`, from the inputs' shape."""
+
+    def build_logits(self, width: int) -> None:
+        """Creates the layer that makes logits [B, N, K] of vectors [B, N, K, width]."""
+        self.logits = TaskLogits(dtype=self.dtype_policy, name="logits")
+        self.logits.build((None, None, len(self.tasks), width))
+
+    def initial_bias(self) -> keras.Variable:
+        """The bias [K] of the logits."""
+        return self.logits.bias
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "hidden": list(self.hidden), "dropout": self.dropout}
+
+
 def check_widths(least: int = 1, **settings: Sequence[int]) -> None:
     """Raises a ValueError unless each setting is a list of at least `least` widths, all of them positive."""
     for name, widths in settings.items():
@@ -55,9 +103,3 @@ def check_widths(least: int = 1, **settings: Sequence[int]) -> None:
                 f"`{name}` should be a list of widths, all at least 1. Received: `{name}={list(widths)}`. "
                 f"Use for example `{name}: [128, 64]`."
             )
-
-
-def check_dropout(dropout: float) -> None:
-    """Raises a ValueError unless the dropout is a share below 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` should be in [0, 1). Received: `dropout={dropout}`.")

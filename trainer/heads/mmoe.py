@@ -8,16 +8,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.heads.base import Head, check_dropout, check_widths
+from trainer.heads.base import NetworkHead, check_widths
 from trainer.heads.registry import HEADS
 from trainer.layers.stacked_dense import StackedDense
-from trainer.layers.task_logits import TaskLogits
 from transform.features.model_inputs import Task
 
 
 @HEADS.register("mmoe")
 @keras.saving.register_keras_serializable(package="onerank")
-class MMoE(Head):
+class MMoE(NetworkHead):
     """E experts for all tasks; per task a softmax gate that mixes them, then a tower and a logit.
 
     Args:
@@ -58,17 +57,12 @@ class MMoE(Head):
         dropout: float = 0.0,
         **kwargs: Any,
     ):
-        super().__init__(tasks, **kwargs)
+        super().__init__(tasks, hidden, dropout, **kwargs)
         if experts < 1:
             raise ValueError(f"`experts` should be at least 1. Received: `experts={experts}`.")
-        check_widths(hidden=hidden)
         check_widths(least=0, tower=tower)
-        check_dropout(dropout)
         self.experts = experts
-        self.hidden = tuple(hidden)
         self.tower = tuple(tower)
-        self.dropout = dropout
-        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights: a layer of all experts is one variable, as is one of all towers."""
@@ -89,8 +83,7 @@ class MMoE(Head):
             layer.build(shape)
             self.tower_layers.append(layer)
             shape = (None, None, tasks, width)
-        self.logits = TaskLogits(dtype=dtype, name="logits")
-        self.logits.build(shape)
+        self.build_logits(shape[-1])
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -105,16 +98,6 @@ class MMoE(Head):
             x = self.drop(layer(x), training=training)  # [B, N, K, width]
         return self.logits(x)  # [B, N, K]
 
-    def initial_bias(self) -> keras.Variable:
-        """The bias [K] of the logits."""
-        return self.logits.bias
-
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "experts": self.experts,
-            "hidden": list(self.hidden),
-            "tower": list(self.tower),
-            "dropout": self.dropout,
-        }
+        return {**super().get_config(), "experts": self.experts, "tower": list(self.tower)}

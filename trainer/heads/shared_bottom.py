@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from trainer.heads.base import Head, check_dropout, check_widths
+from trainer.heads.base import NetworkHead
 from trainer.heads.registry import HEADS
 from trainer.layers.stacked_dense import StackedDense
-from trainer.layers.task_logits import TaskLogits
 from trainer.layers.token_dense import TokenDense
-from transform.features.model_inputs import Task
 
 
 @HEADS.register("shared_bottom")
 @keras.saving.register_keras_serializable(package="onerank")
-class SharedBottom(Head):
+class SharedBottom(NetworkHead):
     """One network for all tasks, then a tower and a logit per task.
 
     Args:
@@ -26,15 +23,7 @@ class SharedBottom(Head):
             `(128, 64)`.
         dropout: float. The share of hidden values dropped in training. Defaults to 0.0.
 
-    Call arguments:
-        inputs: Float [B, N, D], one vector per candidate, or [B, N, K, D], one per candidate and task.
-        training: bool.
-
-    Returns:
-        Float32 [B, N, K]. The logits, float32 whatever the dtype policy.
-
-    Raises:
-        ValueError: when a width or the dropout is out of range.
+    Calls take and give what `Head` says; widths and dropout are checked.
 
     Example:
     ```python
@@ -46,20 +35,9 @@ class SharedBottom(Head):
         - [Multitask Learning](https://doi.org/10.1023/A:1007379606734), Caruana 1997.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[Task | dict[str, Any]],
-        hidden: Sequence[int] = (128, 64),
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ):
-        super().__init__(tasks, **kwargs)
-        check_widths(hidden=hidden)
-        check_dropout(dropout)
-        self.hidden = tuple(hidden)
-        self.dropout = dropout
+    def make_layers(self) -> None:
+        """Makes the network that all tasks share."""
         self.bottom = [TokenDense(width, "relu", dtype=self.dtype_policy) for width in self.hidden]
-        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights: the towers of all tasks are one variable."""
@@ -72,8 +50,7 @@ class SharedBottom(Head):
             tasks, width, "relu", stacked_inputs=len(shape) == 4, dtype=self.dtype_policy, name="towers"
         )
         self.towers.build(shape)
-        self.logits = TaskLogits(dtype=self.dtype_policy, name="logits")
-        self.logits.build((None, None, tasks, width))
+        self.build_logits(width)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -82,11 +59,3 @@ class SharedBottom(Head):
         for layer in self.bottom:
             x = self.drop(layer(x), training=training)  # [B, N, width] or [B, N, K, width]
         return self.logits(self.towers(x))  # [B, N, K, width] -> [B, N, K]
-
-    def initial_bias(self) -> keras.Variable:
-        """The bias [K] of the logits."""
-        return self.logits.bias
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "hidden": list(self.hidden), "dropout": self.dropout}

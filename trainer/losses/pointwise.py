@@ -31,13 +31,7 @@ class PointwiseLoss(RankingLoss):
         infonce: float. The weight of InfoNCE. Defaults to 0.0, and then there is no temperature.
         temperature: float. Where the temperatures start; they stay above 0.01. Defaults to 1.0.
 
-    Call arguments:
-        logits: Float [B, N, K].
-        labels: Float [B, N, K], 0 or 1.
-        weights: Float [B, N, K]. The weight of each label; 0 for padded candidates and missing labels.
-
-    Returns:
-        Float32 [K]. The loss of each task; their sum is minimised.
+    Calls take and give what `RankingLoss` says.
 
     Raises:
         ValueError: when `infonce` is negative or `temperature` is not above its bound.
