@@ -22,6 +22,8 @@ from transform.spec.model_sections import Loss, Model
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.once  # what is reported depends on no version of a library
+
 K = len(INPUTS.tasks)
 
 

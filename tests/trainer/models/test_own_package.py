@@ -18,6 +18,8 @@ from transform.errors import SpecError
 from transform.features.transform_graph import TransformGraph
 from transform.spec.model_sections import Model
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "develop" / "adding_a_model.md"
 
