@@ -25,7 +25,7 @@ pytest.importorskip("jax", reason="Stack A leaves no room for JAX: `make test-ot
 TOLERANCE = 3e-5  # of an array's largest value,
 SMALL = 1e-3  # or of this part of the largest of all gradients: what is smaller is a difference of larger numbers
 # Nothing learns from a gradient by labels, and where two values tie, a maximum's gradient is a matter of taste.
-WITHOUT_GRADIENT = ("input:labels", "input:mask")
+WITHOUT_GRADIENT = ("input:labels", "input:weights")
 MODELS = {
     "model_din": Model(name="din", d=8, attention_hidden=6, head={"name": "shared_bottom", "hidden": [16, 8]}),
     "model_onerank": Model(name="onerank", d=8, layers=2, heads=2, ffn_ratio=2, cross_task="cascade"),
@@ -116,4 +116,4 @@ def test_jax_computes_what_tensorflow_computes(results, case):
 
 
 def test_every_model_has_a_case():
-    assert {model.name for model in MODELS.values()} == set(registry._MODELS)
+    assert {model.name for model in MODELS.values()} == set(registry.MODELS.classes())

@@ -54,7 +54,7 @@ class FieldProjection(keras.layers.Layer):
             )
         self.kernels = {}
         for width, places in self._places.items():
-            self.kernels[width] = self.add_weight(
+            self.kernels[str(width)] = self.add_weight(
                 shape=(len(places), width, self.d),
                 initializer=glorot_of_one(width, self.d),
                 name=f"kernel_{width}",
@@ -69,7 +69,7 @@ class FieldProjection(keras.layers.Layer):
         leading = "abcdefgh"[: len(inputs.shape) - 1]
         for width, places in self._places.items():
             parts = ops.stack([inputs[..., starts[f] : starts[f] + width] for f in places], axis=-2)  # [..., F_w, w]
-            products = ops.einsum(f"{leading}xy,xyz->{leading}xz", parts, self.kernels[width])  # [..., F_w, d]
+            products = ops.einsum(f"{leading}xy,xyz->{leading}xz", parts, self.kernels[str(width)])  # [..., F_w, d]
             for place, f in enumerate(places):
                 projected[f] = products[..., place, :]  # [..., d]
         return ops.stack(projected, axis=-2) + self.bias  # [..., F, d]

@@ -178,7 +178,7 @@ def test_a_field_projection_is_a_matrix_per_feature():
     layer, x = FieldProjection([4, 1, 2, 1], d=6), normal(B, D)
     layer.build(x.shape)
     spread_weights(layer)
-    kernels = {width: list(numpy(kernel)) for width, kernel in layer.kernels.items()}
+    kernels = {int(width): list(numpy(kernel)) for width, kernel in layer.kernels.items()}
     start, expected = 0, []
     for width in (4, 1, 2, 1):
         expected.append(x[:, start : start + width] @ kernels[width].pop(0))
