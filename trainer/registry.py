@@ -27,14 +27,12 @@ class Registry(Generic[T]):
     import path, `package.module:Name`.
 
     Args:
-        kind: str. What the classes are, for messages: `model`, `head` or `loss`.
         room: str. The package whose modules hold the classes.
         base: type. What each class is a subclass of.
         provided: iterable of str. The parameters of constructors that are no settings: the package fills them in.
     """
 
-    def __init__(self, kind: str, room: str, base: type[T], provided: Iterable[str]):
-        self.kind = kind
+    def __init__(self, room: str, base: type[T], provided: Iterable[str]):
         self._room = room
         self._base = base
         self._provided = {"self", *provided}

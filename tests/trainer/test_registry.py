@@ -151,7 +151,7 @@ class PerRequest(RankingLoss):
 @pytest.mark.parametrize("name", ["Total", "PerRequest"])
 def test_a_loss_gives_one_value_per_task(name):
     with pytest.raises(SpecError, match=rf"model\.loss: one value per task, of shape \({K},\), .*`{name}`"):
-        build_model(Model(name="din", loss=own(name)), INPUTS)
+        build_loss(build_model(Model(name="din"), INPUTS), Loss(name=own(name)))
 
 
 class Learned(RankingLoss):

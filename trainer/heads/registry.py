@@ -3,4 +3,4 @@
 from trainer.heads.base import Head
 from trainer.registry import Registry
 
-HEADS: Registry[Head] = Registry("head", "trainer.heads", Head, provided=("tasks",))
+HEADS: Registry[Head] = Registry("trainer.heads", Head, provided=("tasks",))

@@ -3,4 +3,4 @@
 from trainer.losses.base import RankingLoss
 from trainer.registry import Registry
 
-LOSSES: Registry[RankingLoss] = Registry("loss", "trainer.losses", RankingLoss, provided=("tasks",))
+LOSSES: Registry[RankingLoss] = Registry("trainer.losses", RankingLoss, provided=("tasks",))

@@ -14,7 +14,7 @@ from transform.errors import SpecError
 from transform.features.model_inputs import ModelInputs
 from transform.spec.model_sections import Loss, Model
 
-MODELS: Registry[RankingModel] = Registry("model", "trainer.models", RankingModel, provided=("inputs", "head"))
+MODELS: Registry[RankingModel] = Registry("trainer.models", RankingModel, provided=("inputs", "head"))
 
 
 def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
@@ -37,7 +37,6 @@ def build_model(model: Model, inputs: ModelInputs) -> RankingModel:
         built.create_variables()
     except ValueError as error:
         raise SpecError(f"model: {error}") from error
-    build_loss(built, model.loss)  # what is wrong with it is reported now, not when training begins
     return built
 
 

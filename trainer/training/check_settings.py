@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from trainer.models.base import RankingModel
 from trainer.models.recomputable import RecomputableBlocks
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from transform.errors import SpecError
 from transform.features.model_inputs import ModelInputs
 from transform.spec.ranking_spec import RankingSpec
@@ -19,10 +19,12 @@ def check_settings(spec: RankingSpec) -> None:
         spec: RankingSpec.
 
     Raises:
-        SpecError: when the settings of the model are wrong, or those of the training don't fit it.
+        SpecError: when the settings of the model, its head or its loss are wrong, or the training's don't fit it.
     """
     inputs = ModelInputs.from_spec(spec, lambda _: 1)
-    check_training(spec, build_model(spec.model, replace(inputs, rows=dict.fromkeys(inputs.rows, 1))))
+    model = build_model(spec.model, replace(inputs, rows=dict.fromkeys(inputs.rows, 1)))
+    build_loss(model, spec.model.loss)
+    check_training(spec, model)
 
 
 def check_training(spec: RankingSpec, model: RankingModel) -> None:

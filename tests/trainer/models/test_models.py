@@ -9,7 +9,7 @@ from tests.testing.layer_checks import numpy, spread_weights
 from tests.testing.random_batches import INPUTS, random_batch
 from trainer.models.base import RankingModel, empty_batch
 from trainer.models.din.model import DIN
-from trainer.models.registry import build_model
+from trainer.models.registry import build_loss, build_model
 from transform.errors import SpecError
 from transform.spec.model_sections import Model
 
@@ -119,7 +119,8 @@ def test_an_unknown_setting_is_a_spec_error_with_its_cure(setting, cure):
 )
 def test_a_value_out_of_range_is_a_spec_error_that_names_the_setting(setting, value):
     with pytest.raises(SpecError) as caught:
-        build_model(Model(name="din", **{setting: value}), INPUTS)
+        section = Model(name="din", **{setting: value})
+        build_loss(build_model(section, INPUTS), section.loss)
     assert str(caught.value).startswith("model")
     assert setting in str(caught.value)
 
